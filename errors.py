@@ -1,0 +1,24 @@
+"""What a user can mend is told in one line, with exit code 2 and no traceback.
+
+Every module raises `InputError` for it; every script runs inside `one_line_errors()`.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 2
+
+
+class InputError(ValueError):
+    """A setting, file, folder or device that cannot be used; the message names it and says what is allowed."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with exit code 2 and one line on standard error when an `InputError` comes through."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
