@@ -1,0 +1,137 @@
+"""Checkpoints: where a run stands, written so that no interruption leaves a damaged one, and read without code.
+
+A file is written under a temporary name, synced, and renamed; the one before it is kept. `weights_only=True`
+throughout: a checkpoint from a stranger is data, not a program.
+"""
+
+import dataclasses
+import io
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_preprocessing import Data
+from errors import InputError
+from model_preparation import Training
+from nntrain import EpochProgress
+from run_folder import CHECKPOINTS, checkpoint_files, writing
+from user_input import UserInput, contradictions, from_saved
+
+KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there is one before it
+
+
+@dataclass
+class Position:
+    """Where a run stands."""
+
+    epochs_done: int = 0
+    progress: EpochProgress = field(default_factory=EpochProgress)  # of the epoch that was begun
+    best_epoch: int = 0
+    best_top1: float = 0.0  # percent; of the validation images where there are any, else of the test images
+
+    def name(self) -> str:
+        """The checkpoint's file name; names sort as positions do."""
+        step = f"_step{self.progress.steps:07d}" if self.progress.steps else ""
+        return f"epoch{self.epochs_done:04d}{step}.pt"
+
+
+def save_checkpoint(folder: Path, args: UserInput, data: Data, training: Training, position: Position) -> Path:
+    """Write the run's state into its folder and let go of all but the newest `KEPT` checkpoints.
+
+    Raises:
+        InputError: it could not be written; the checkpoints before it are as they were.
+    """
+    state = {
+        "settings": dataclasses.asdict(args),
+        "position": dataclasses.asdict(position),
+        "training": training.state_dict(),
+        "random": random_states(),
+        # for those who use the network without the data set
+        "classes": list(data.classes),
+        "normalisation": dataclasses.asdict(data.normalisation),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = folder / CHECKPOINTS / position.name()
+    with writing(path):
+        write_atomically(path, buffer.getbuffer())
+        for old in checkpoint_files(folder)[:-KEPT]:
+            old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[Position, list[str]]:
+    """Put `training` and the random states where the newest sound checkpoint of a run left them.
+
+    Returns:
+        The position, and a line for each newer checkpoint that was passed over because it is damaged.
+
+    Raises:
+        InputError: no checkpoint is sound, or its settings are not those of `args`.
+    """
+    passed_over = []
+    for path in reversed(checkpoint_files(folder)):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            settings, position = state["settings"], read_position(state["position"])
+        except Exception as error:  # a damaged file fails in whichever way its bytes happen to
+            passed_over.append(f"{path.name} is damaged and was passed over ({type(error).__name__})")
+            continue
+        if differences := contradictions(args, from_saved(settings, path)):
+            raise InputError(f"resume: the settings contradict those of {folder}: {'; '.join(differences)}")
+        training.load_state_dict(state["training"])
+        restore_random_states(state["random"])
+        return position, passed_over
+    raise InputError(f"resume: no checkpoint in {folder} is sound: {'; '.join(passed_over)}")
+
+
+def read_position(saved: dict[str, Any]) -> Position:
+    return Position(**{**saved, "progress": EpochProgress(**saved["progress"])})
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that at any moment there is the old one or the new one, whole, and after a power cut too."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all the global generators, in types that are loaded without code."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the generators where `random_states` found them; those of GPUs only where there are as many."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,438 @@
+"""The data sets, their augmentation, and the loaders that hand out batches on the training device.
+
+Small images live in memory as uint8, on the training device, and a whole batch is cropped, flipped and normalised
+there by one gather. What does not fit streams through worker processes. Either way the order of the images and
+every draw of the augmentation are a function of (seed, epoch) alone: neither the device, nor the number of workers,
+nor a resumption changes them.
+
+Shapes: n images of a data set · b of a batch · s side in pixels · images are (n, s, s, 3) uint8 in memory,
+and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
+"""
+
+import os
+import signal
+import tarfile
+import urllib.error
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from errors import InputError
+from user_input import UserInput
+
+CROP_PADDING = 4  # pixels around a small image before its random crop (study)
+SMALL_IMAGE = 64  # pixels; larger images get ImageNet's augmentation and stream
+RESIZE_RATIO = 256 / 224  # side to which a larger test image is resized, to the side of its centre crop
+SPLIT_SEED = 0  # the same validation images whatever the seed of a run, so that no run trains on another's
+# The study's values for CIFAR-10. Its standard deviations are means over the images' own, about 0.8 of the data
+# set's; kept, since the first batch norm absorbs the factor.
+CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)  # what PIL raises on damaged files
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, of pixels in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """(b, s, s, 3) uint8 -> (b, 3, s, s) float32, channels last, without another copy."""
+        mean, std = _on_device(self, images.device)
+        return images.to(torch.float32).sub_(255.0 * mean).div_(255.0 * std).permute(0, 3, 1, 2)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """(b, 3, s, s) normalised -> the same with pixels in 0..1, to be looked at."""
+        mean, std = _on_device(self, images.device)
+        return (images * std.view(3, 1, 1) + mean.view(3, 1, 1)).clamp(0.0, 1.0)
+
+
+@lru_cache
+def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3,) there; kept, since a transfer per batch would make a GPU wait."""
+    return torch.tensor(normalisation.mean, device=device), torch.tensor(normalisation.std, device=device)
+
+
+class Loader(Protocol):
+    """What training and test ask of their data: `images` images in `len(loader)` batches."""
+
+    images: int
+
+    def __len__(self) -> int: ...
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """Images (b, 3, s, s) and labels (b,) of an epoch on the device, from batch number `first` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready to be trained on."""
+
+    train: Loader
+    validation: Loader | None
+    test: Loader
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where the images of a data set come from: `read(i)` gives image i of label `labels[i]`."""
+
+    read: Callable[[int], Image.Image]
+    labels: np.ndarray  # (n,) int64
+
+    def part(self, index: np.ndarray) -> "ImageSet":
+        return ImageSet(partial(_read_part, self.read, index), self.labels[index])
+
+
+def load_data(args: UserInput, device: torch.device) -> Data:
+    """The data set that the settings name.
+
+    Raises:
+        InputError: files are missing, damaged or do not agree; nothing has been written but a download.
+    """
+    train, test, classes = _SOURCES[args.dataset](args)
+    train, validation = _split(train, args.validation_fraction)
+    if len(train.labels) < 2:
+        raise InputError(f"data_dir: {len(train.labels)} training images are too few; batch norm needs two at least")
+    fits = _fits_in_memory(args, len(train.labels) + len(test.labels))
+    parts = [part for part in (train, test, validation) if part is not None]
+    prepare = _in_memory if fits else _streaming
+    loaders, normalisation = prepare(args, parts, device)
+    return Data(loaders[0], loaders[2] if validation else None, loaders[1], tuple(classes), normalisation)
+
+
+def class_count(args: UserInput) -> int:
+    """The number of classes, without reading an image."""
+    counts = {"cifar10": 10, "cifar100": 100, "digits": 10}
+    return counts.get(args.dataset) or len(_image_folder(args.data_path / "train").classes)
+
+
+# ------------------------------------------------------------------------------------------------- the sources
+
+
+def _cifar(args: UserInput, kind: type[CIFAR10]) -> tuple[ImageSet, ImageSet, list[str]]:
+    archive = args.data_path / kind.filename
+    try:
+        parts = [kind(str(args.data_path), train=train, download=True) for train in (True, False)]
+    except (urllib.error.URLError, tarfile.TarError, EOFError, zlib.error, RuntimeError, OSError) as error:
+        state = "is truncated or damaged, and" if archive.is_file() else "is not there, and"
+        raise InputError(
+            f"dataset: {archive} {state} {args.dataset} could not be downloaded ({error}); put {kind.filename} from "
+            f"{kind.url} into {args.data_path}, or try --dataset digits, which needs no download"
+        ) from error
+    train, test = (ImageSet(partial(_first, part), np.asarray(part.targets)) for part in parts)
+    return train, test, parts[0].classes
+
+
+def _image_folders(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
+    train, test = (_image_folder(args.data_path / part) for part in ("train", "test"))
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(
+            f"data_dir: the classes in {args.data_path}/train and /test differ ({', '.join(odd[:5])} is in one only)"
+        )
+    parts = (ImageSet(partial(_first, part), np.asarray(part.targets)) for part in (train, test))
+    return *parts, train.classes
+
+
+def _image_folder(folder: Path) -> ImageFolder:
+    if not folder.is_dir():
+        raise InputError(
+            f"data_dir: there is no folder {folder}; imagefolder takes a folder with train/<class>/ and test/<class>/"
+        )
+    try:
+        return ImageFolder(str(folder))
+    except (
+        FileNotFoundError,
+        OSError,
+    ) as error:  # no class folder, or one without an image: the message names it
+        raise InputError(f"data_dir: {folder}: {error}") from error
+
+
+def _digits(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
+    digits = load_digits()
+    everything = ImageSet(
+        partial(_digit, (digits.images * (255 / 16)).round().astype(np.uint8)), digits.target.astype(np.int64)
+    )
+    train, test = _split(everything, 0.2)
+    return train, test, [str(name) for name in digits.target_names]
+
+
+_SOURCES: dict[str, Callable[[UserInput], tuple[ImageSet, ImageSet, list[str]]]] = {
+    "cifar10": partial(_cifar, kind=CIFAR10),
+    "cifar100": partial(_cifar, kind=CIFAR100),
+    "imagefolder": _image_folders,
+    "digits": _digits,
+}
+
+
+# These are functions of the module, and not closures, so that a loader's worker can be sent them on every system.
+def _read_part(read: Callable[[int], Image.Image], index: np.ndarray, i: int) -> Image.Image:
+    return read(int(index[i]))
+
+
+def _digit(images: np.ndarray, i: int) -> Image.Image:
+    return Image.fromarray(images[i]).convert("RGB")
+
+
+def _first(dataset: Dataset, i: int) -> Image.Image:
+    try:
+        return dataset[i][0]
+    except UNREADABLE as error:
+        name = dataset.samples[i][0] if isinstance(dataset, ImageFolder) else f"image {i}"
+        raise InputError(f"data_dir: {name} is no readable image ({error})") from error
+
+
+def _split(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
+    """Hold back a stratified share of the images, the same ones every time."""
+    if fraction == 0.0:
+        return image_set, None
+    everything = np.arange(len(image_set.labels))
+    try:
+        kept, held_back = train_test_split(
+            everything, test_size=fraction, stratify=image_set.labels, random_state=SPLIT_SEED
+        )
+    except ValueError as error:
+        raise InputError(f"validation_fraction: {fraction} cannot be split off by class: {error}") from error
+    return image_set.part(kept), image_set.part(held_back)
+
+
+def _fits_in_memory(args: UserInput, images: int) -> bool:
+    size = images * args.image_size**2 * 3
+    return args.image_size <= SMALL_IMAGE and size <= args.memory_gib * 2**30
+
+
+# --------------------------------------------------------------------------------------------------- in memory
+
+
+def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
+    pixels = [_decode(part, args.image_size) for part in parts]
+    normalisation = (
+        Normalisation(*CIFAR10_STATISTICS) if args.dataset == "cifar10" else measure_normalisation(pixels[0])
+    )
+    loaders: list[Loader] = []
+    for number, (part, images) in enumerate(zip(parts, pixels, strict=True)):
+        loader = PlainLoader(
+            images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation
+        )
+        loaders.append(AugmentedLoader.of(loader, args.seed, args.dataset != "digits") if number == 0 else loader)
+    return loaders, normalisation
+
+
+def _decode(image_set: ImageSet, side: int) -> Tensor:
+    """All the images as (n, side, side, 3) uint8; those of another size are resized and their centre taken."""
+    fit = v2.Compose([v2.Resize(side), v2.CenterCrop(side)])
+
+    def read(i: int) -> np.ndarray:
+        image = image_set.read(i)
+        return np.asarray(image if image.size == (side, side) else fit(image))
+
+    count = len(image_set.labels)
+    images = np.empty((count, side, side, 3), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding a JPEG releases the interpreter's lock
+        rows = pool.map(read, range(count))
+        for i, row in enumerate(tqdm(rows, "reading images", count, leave=False, disable=None, unit="img")):
+            images[i] = row
+    return torch.from_numpy(images)
+
+
+def measure_normalisation(images: Tensor) -> Normalisation:
+    """Mean and standard deviation over all the pixels of (n, s, s, 3) uint8 images, channel by channel."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for part in images.split(4096):
+        values = part.reshape(-1, 3).to(torch.float64) / 255.0
+        total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(values)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1 / 255**2).sqrt()  # a constant channel stays finite
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+@dataclass(frozen=True)
+class PlainLoader:
+    """Every image once, in order, as it is; the last batch may be smaller."""
+
+    pixels: Tensor  # (n, s, s, 3) uint8, on the device
+    labels: Tensor  # (n,) int64, on the device
+    batch_size: int
+    normalisation: Normalisation
+
+    @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        for start in range(first * self.batch_size, self.images, self.batch_size):
+            stop = start + self.batch_size
+            yield self.normalisation.apply(self.pixels[start:stop]), self.labels[start:stop]
+
+
+@dataclass(frozen=True)
+class AugmentedLoader:
+    """Full batches in a new order each epoch, every image cropped and flipped by a draw of its own.
+
+    The images left over after the last full batch wait for another epoch's order: all batches have one shape,
+    and no batch norm ever sees a lone image.
+    """
+
+    pixels: Tensor  # (n, s + 2·padding, s + 2·padding, 3) uint8, on the device
+    labels: Tensor  # (n,) int64, on the device
+    batch_size: int
+    normalisation: Normalisation
+    seed: int
+    flip: bool
+
+    @classmethod
+    def of(cls, plain: PlainLoader, seed: int, flip: bool) -> "AugmentedLoader":
+        """The images of `plain`, padded once for all the crops to come."""
+        pixels = F.pad(plain.pixels, (0, 0, *(CROP_PADDING,) * 4))
+        batch_size = min(plain.batch_size, plain.images)
+        return cls(pixels, plain.labels, batch_size, plain.normalisation, seed, flip)
+
+    @property
+    def images(self) -> int:
+        return len(self) * self.batch_size
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        # drawn on the CPU, a whole epoch at once: the same on every device, and one transfer
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        count, device = len(self.labels), self.pixels.device
+        order = torch.randperm(count, generator=generator).to(device)
+        top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator).to(device)
+        flip = (torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)).to(device)
+        for start in range(first * self.batch_size, self.images, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            pixels = crop_and_flip(self.pixels, order[batch], top[batch], left[batch], flip[batch])
+            yield self.normalisation.apply(pixels), self.labels[order[batch]]
+
+
+def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Cut images `index` out of padded `pixels` (n, s + 2p, s + 2p, 3) at (`top`, `left`), all (b,), in one gather.
+
+    Where `flip` holds, the columns are taken from right to left. Gives (b, s, s, 3) uint8.
+    """
+    side = pixels.shape[1] - 2 * CROP_PADDING
+    offsets = torch.arange(side, device=pixels.device)
+    rows = top[:, None] + offsets  # (b, s)
+    columns = left[:, None] + torch.where(flip[:, None], side - 1 - offsets, offsets)  # (b, s)
+    return pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def mix(*numbers: int) -> int:
+    """One well-spread seed out of several small numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+# --------------------------------------------------------------------------------------------------- streaming
+
+
+def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
+    normalisation, side = Normalisation(*IMAGENET_STATISTICS), args.image_size
+    flip = 0.5 if args.dataset != "digits" else 0.0
+    augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(flip)])
+    centre = v2.Compose([v2.Resize(round(side * RESIZE_RATIO)), v2.CenterCrop(side)])
+    stream = StreamLoader(parts[0], augment, args.batch_size, normalisation, args.seed, True, args.workers, device)
+    stream = replace(stream, batch_size=min(args.batch_size, len(parts[0].labels)))
+    plain = [replace(stream, image_set=part, transform=centre, train=False) for part in parts[1:]]
+    return [stream, *plain], normalisation
+
+
+@dataclass(frozen=True)
+class StreamLoader:
+    """Batches read from disk by worker processes, for images that do not fit in memory."""
+
+    image_set: ImageSet
+    transform: Callable[[Image.Image], Image.Image]
+    batch_size: int
+    normalisation: Normalisation
+    seed: int
+    train: bool
+    workers: int
+    device: torch.device
+
+    @property
+    def images(self) -> int:
+        count = len(self.image_set.labels)
+        return len(self) * self.batch_size if self.train else count
+
+    def __len__(self) -> int:
+        count = len(self.image_set.labels)
+        return count // self.batch_size if self.train else -(-count // self.batch_size)
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Stream(self.image_set, self.transform, self.seed, epoch),
+            batch_size=self.batch_size,
+            sampler=self._order(epoch)[first * self.batch_size :],
+            num_workers=self.workers,
+            drop_last=self.train,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_interrupts_to_main,
+        )
+        try:
+            for pixels, labels in loader:
+                images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
+                yield images, labels.to(self.device, non_blocking=True)
+        except InputError as error:  # a worker's error comes with its traceback: the last line is the message
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix("errors.InputError: ")) from None
+
+    def _order(self, epoch: int) -> list[int]:
+        count = len(self.image_set.labels)
+        if not self.train:
+            return list(range(count))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        return torch.randperm(count, generator=generator).tolist()
+
+
+class _Stream(Dataset):
+    """Image i of an epoch as (s, s, 3) uint8, its augmentation drawn from (seed, epoch, i) whoever reads it."""
+
+    def __init__(self, image_set: ImageSet, transform: Callable, seed: int, epoch: int) -> None:
+        self.image_set, self.transform, self.seed, self.epoch = image_set, transform, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.image_set.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image = self.image_set.read(i)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(mix(self.seed, self.epoch, i))
+            image = self.transform(image)
+        return torch.from_numpy(np.array(image)), int(self.image_set.labels[i])
+
+
+def _leave_interrupts_to_main(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; main ends the workers

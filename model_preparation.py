@@ -1,0 +1,205 @@
+"""Model, optimizer, loss, schedule and device of a run, and their state for a checkpoint."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import ResNet
+
+from data_preprocessing import class_count
+from errors import InputError
+from LabelSmoothing import LabelSmoothing
+from resnet_lambda import build_lambda_resnet
+from user_input import UserInput
+
+WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Training:
+    """All that a training step uses, and all whose state a checkpoint keeps."""
+
+    model: nn.Module
+    optimizer: optim.Optimizer
+    scheduler: optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    loss: nn.Module
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16: `auto` has been settled
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network computes."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @property
+    def learning_rate(self) -> float:
+        return self.scheduler.get_last_lr()[0]
+
+    def parameters(self) -> int:
+        """The number of trained numbers in the model; shared ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+        }
+
+
+def prepare_training(args: UserInput, num_classes: int, device: torch.device) -> Training:
+    """Model, optimizer, schedule and loss of a run that begins.
+
+    Raises:
+        InputError: the device cannot compute in the precision that is asked for.
+    """
+    precision = choose_precision(args.precision, device)
+    torch.manual_seed(args.seed)
+    model = build_model(args, num_classes).to(device, memory_format=torch.channels_last)
+    if args.compile:
+        model.compile()
+    optimizer = make_optimizer(args, model)
+    return Training(
+        model=model,
+        optimizer=optimizer,
+        scheduler=make_scheduler(args, optimizer),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        loss=LabelSmoothing(args.label_smoothing),
+        device=device,
+        precision=precision,
+    )
+
+
+def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
+    """The network that the settings describe: (b, 3, s, s) normalised images -> (b, classes) logits."""
+    model = build_lambda_resnet(
+        args.depth,
+        stages=args.stage_word,
+        image_size=args.image_size,
+        num_classes=class_count(args) if num_classes is None else num_classes,
+        stem=args.stem,
+        zero_init_residual=args.zero_init_residual,
+        share_embeddings=args.share_embeddings,
+        key_depth=args.key_depth,
+        heads=args.heads,
+        intra_depth=args.intra_depth,
+        scope=args.scope,
+        position=args.position,
+    )
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = args.bn_momentum
+    return model
+
+
+def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:
+    """The optimizer, in its fused form: one kernel over all parameters, and no wait for the loss scale."""
+    options: dict[str, Any] = {"lr": args.initial_lr, "weight_decay": args.weight_decay, "fused": True}
+    if args.optimizer == "sgd":
+        return optim.SGD(model.parameters(), momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer]
+    return kind(model.parameters(), betas=(args.momentum, args.beta2), **options)
+
+
+def make_scheduler(args: UserInput, optimizer: optim.Optimizer) -> optim.lr_scheduler.LambdaLR:
+    """The learning rate of every epoch, as `learning_rate_factor` has it."""
+    return optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: learning_rate_factor(done, args.epochs, args.warmup_epochs)
+    )
+
+
+def learning_rate_factor(done: int, epochs: int, warmup_epochs: int) -> float:
+    """What `initial_lr` is multiplied with after `done` epochs (study, Table 3).
+
+    A linear warm-up from 1 to `warmup_epochs`, then half a cosine from there towards 0. In a short run the
+    warm-up takes a fifth of the epochs, rounded up, and rises to the same peak.
+    """
+    peak = max(1, warmup_epochs)
+    warmup = min(warmup_epochs, math.ceil(epochs / WARMUP_SHARE))
+    if done < warmup:
+        return 1.0 + (peak - 1.0) * done / max(1, warmup - 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / max(1, epochs - warmup)))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes cuda where there is one, else mps, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("another kind of device")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
+        there = ["cpu"]
+        there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"device: {name} is not there; this machine has {', '.join(there)}") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; `auto` takes bf16 or fp16 where a GPU has units for it, else fp32.
+
+    Raises:
+        InputError: fp16 on a device that cannot scale losses.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(f"precision: fp16 needs a CUDA GPU, and the device is {device.type}; take bf16, fp32 or auto")
+    return name
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Deterministic algorithms throughout, or the fastest ones that cuDNN finds by trying."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read at its first use
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as a person names it, such as `NVIDIA H100 80GB HBM3` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was in use on the device so far; on the CPU, the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """(b, classes), (b,) -> how many of the highest logits are at the label, as a number on the device."""
+    return (logits.argmax(1) == labels).sum()

@@ -1,0 +1,81 @@
+"""λ-ResNets: the networks of `resnet.py` with lambda layers in place of the 3×3 convolutions (paper, section 4.2).
+
+A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from lambda_layer import LambdaLayer
+from resnet import build_resnet, halve, stage_sizes
+
+
+class PooledLambdaLayer(LambdaLayer):
+    """A lambda layer followed by the 3×3 average pool that stands in for a stride of 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, dim, height, width) -> (b, dim_out, ⌈height / 2⌉, ⌈width / 2⌉)."""
+        return F.avg_pool2d(super().forward(x), kernel_size=3, stride=2, padding=1)
+
+
+def build_lambda_resnet(
+    depth: int = 50,
+    *,
+    stages: str = "LLLL",
+    image_size: int | tuple[int, int] = 224,
+    stem: str = "imagenet",
+    share_embeddings: bool = False,
+    key_depth: int = 16,
+    heads: int = 4,
+    intra_depth: int = 1,
+    scope: int | None = None,
+    position: str = "relative",
+    content: bool = True,
+    **resnet_options: Any,
+) -> ResNet:
+    """A λ-ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
+
+    Args:
+        depth, stem, resnet_options: as for `resnet.build_resnet`.
+        stages: `C` or `L` for each of the stages c2 to c5.
+        image_size: side, or height and width, of the images; the largest, for a global position context.
+        share_embeddings: one position embedding for all the layers of a stage.
+        key_depth, heads, intra_depth, scope, position, content: as for `LambdaLayer`.
+
+    Raises:
+        ValueError: no such stage word, or a setting that `build_resnet` or `LambdaLayer` refuses.
+    """
+    if len(stages) != 4 or set(stages) - {"C", "L"}:
+        raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
+    model = build_resnet(depth, stem=stem, **resnet_options)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
+    layers = (model.layer1, model.layer2, model.layer3, model.layer4)
+    for letter, layer, entering in zip(stages, layers, stage_sizes(size, stem), strict=True):
+        if letter == "L":
+            _put_lambdas(layer, entering, share_embeddings, {**options, "heads": heads, "content": content})
+    return model
+
+
+def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, options: dict[str, Any]) -> None:
+    """Replace the 3×3 convolution of every bottleneck of a stage that is entered with maps of `size`."""
+    shared: dict[tuple[int, int], nn.Parameter | None] = {}
+    entering = size
+    for bottleneck in stage:
+        convolution = bottleneck.conv2
+        strided = convolution.stride != (1, 1)
+        # the middle of a relative table serves the smaller maps of a stage; an absolute one serves its own size alone
+        table = entering if share and options["position"] == "relative" else size
+        bottleneck.conv2 = (PooledLambdaLayer if strided else LambdaLayer)(
+            convolution.in_channels,
+            convolution.out_channels,
+            input_size=table,
+            embedding=shared.get(table),
+            **options,
+        )
+        if share:
+            shared[table] = bottleneck.conv2.embedding
+        size = halve(size) if strided else size

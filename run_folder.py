@@ -1,0 +1,119 @@
+"""Where the runs are: makes a run's folder, finds the one to resume, reads what it says about itself."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import InputError
+
+if TYPE_CHECKING:
+    from user_input import UserInput
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+CHECKPOINTS = "checkpoints"
+GROUPS = {"lambda": "Lambda", "baseline": "Baseline"}
+
+
+def make_run_folder(args: "UserInput", started: datetime) -> Path:
+    """Make `runs/<Baseline|Lambda>/<MonDD_HH-MM-SS>_lr<lr>_<host>`; a number follows where that name is taken.
+
+    Raises:
+        InputError: `runs_dir` cannot be written.
+    """
+    group = args.runs_path / GROUPS[args.model]
+    host = re.sub(r"[^\w.-]", "-", socket.gethostname())
+    name = f"{started:%b%d_%H-%M-%S}_lr{args.initial_lr:g}_{host}"
+    try:
+        group.mkdir(parents=True, exist_ok=True)
+        return _make_new(group, name)
+    except OSError as error:
+        raise InputError(f"runs_dir: no run folder can be made in {group} ({error.strerror})") from error
+
+
+def _make_new(group: Path, name: str) -> Path:
+    number = 1
+    while True:
+        folder = group / (name if number == 1 else f"{name}_{number}")
+        try:
+            (folder / CHECKPOINTS).mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1  # another run started in the same second
+
+
+def find_run(args: "UserInput") -> Path:
+    """The folder that `args.resume` names: itself, or with `latest` the model's run that was started last.
+
+    Raises:
+        InputError: there is no such folder, or no checkpoint in it.
+    """
+    folder = args.resume_path
+    if folder is None:
+        group = args.runs_path / GROUPS[args.model]
+        runs = [path.parent for path in group.glob(f"*/{CONFIG}") if checkpoint_files(path.parent)]
+        if not runs:
+            raise InputError(f"resume: there is no run with a checkpoint in {group}")
+        return max(runs, key=lambda folder: (read_config(folder)["started"], folder.name))
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
+    if not checkpoint_files(folder):
+        raise InputError(f"resume: {folder} holds no checkpoint")
+    return folder
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell a full disk, a quota or a missing permission in one line; `path` is what is being written.
+
+    Raises:
+        InputError: in place of the `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{path} cannot be written ({reason}); what was saved before is sound: mend that, then go on with --resume"
+        ) from error
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first (their names sort by epoch and step)."""
+    return sorted((folder / CHECKPOINTS).glob("epoch*.pt"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a run wrote about itself when it began.
+
+    Raises:
+        InputError: `config.json` is missing or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["settings"], config["started"]
+        return config
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"resume: {path} cannot be read ({type(error).__name__})") from error
+
+
+def read_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` up to and including epoch `epochs`, oldest first."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the line that was being written when the run was killed
+        if row["epoch"] <= epochs:
+            rows.append(row)
+    return rows
