@@ -10,6 +10,7 @@ and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
 """
 
 import os
+import shutil
 import signal
 import tarfile
 import urllib.error
@@ -139,11 +140,13 @@ def class_count(args: UserInput) -> int:
 
 
 def _cifar(args: UserInput, kind: type[CIFAR10]) -> tuple[ImageSet, ImageSet, list[str]]:
-    archive = args.data_path / kind.filename
+    archive, had_folder = args.data_path / kind.filename, args.data_path.exists()
     try:
         parts = [kind(str(args.data_path), train=train, download=True) for train in (True, False)]
     except (urllib.error.URLError, tarfile.TarError, EOFError, zlib.error, RuntimeError, OSError) as error:
         state = "is truncated or damaged, and" if archive.is_file() else "is not there, and"
+        if not had_folder:
+            shutil.rmtree(args.data_path, ignore_errors=True)  # what the failed download left
         raise InputError(
             f"dataset: {archive} {state} {args.dataset} could not be downloaded ({error}); put {kind.filename} from "
             f"{kind.url} into {args.data_path}, or try --dataset digits, which needs no download"

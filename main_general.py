@@ -61,18 +61,19 @@ def main(args: UserInput) -> RunResult:
         folder, position, log = start_or_resume(args, data, training)
         with log:
             bar = tqdm(total=args.epochs, initial=position.epochs_done, desc="epochs", leave=False, disable=None)
-            while position.epochs_done < args.epochs and not stop():
+            while position.epochs_done < args.epochs:
                 row = run_epoch(data, training, position, stop)
                 if row is not None:
                     log.epoch(row)
                     bar.update()
-                if stop() or position.epochs_done in (
-                    args.epochs,
-                    *range(0, args.epochs, args.checkpoint_every),
-                ):
+                if stop() or position.epochs_done % args.checkpoint_every == 0 or position.epochs_done == args.epochs:
                     save_checkpoint(folder, args, data, training, position)
+                if stop():
+                    break
             bar.close()
-            result = summarise(folder, training, position, log, stop.signal)
+            result = summarise(
+                folder, training, position, log, stop.signal if position.epochs_done < args.epochs else None
+            )
             report(args, log, result)
     return result
 
@@ -110,7 +111,7 @@ def run_epoch(data: Data, training: Training, position: Position, stop: StopRequ
     judged = validation or test
     if judged.top1 > position.best_top1:
         position.best_epoch, position.best_top1 = epoch, judged.top1
-    training.scheduler.step()
+    training.end_epoch()
     position.epochs_done, position.progress = epoch, EpochProgress()
     return row
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,13 @@ class Training:
     @property
     def learning_rate(self) -> float:
         return self.scheduler.get_last_lr()[0]
+
+    def end_epoch(self) -> None:
+        """Move on to the next epoch's learning rate."""
+        with warnings.catch_warnings():
+            # where a run was resumed between training and test, another process made the epoch's optimizer steps
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
 
     def parameters(self) -> int:
         """The number of trained numbers in the model; shared ones count once."""

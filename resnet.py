@@ -6,7 +6,7 @@ A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-# Bottlenecks in the stages c2 to c5 (paper, Appendix E; 26, 270, 350 and 420 are not in torchvision's list)
+# Bottlenecks in the stages c2 to c5 (paper; Bello et al., 2021, for 270, 350 and 420)
 DEPTHS = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),

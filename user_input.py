@@ -22,6 +22,7 @@ from errors import InputError, one_line_errors
 
 PROJECT = Path(__file__).resolve().parent
 LATEST = "latest"
+PATHS = ("data_dir", "runs_dir", "resume")
 NARROWEST_STAGE = 64  # channels of the 3×3 convolution in stage c2; every later stage has twice those of the one before
 # What may change between the start of a run and its resumption without making its figures another run's.
 FREE_ON_RESUME = frozenset(
@@ -153,6 +154,9 @@ class UserInput:
     )
 
     def __post_init__(self) -> None:
+        for name in PATHS:
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         _check_stages(self)
@@ -267,12 +271,12 @@ def _reader(field: dataclasses.Field) -> typing.Callable[[str], Any]:
     def read(text: str) -> Any:
         if _optional(field) and text.lower() == "none":
             return None
-        if field.name in ("data_dir", "runs_dir") or (field.name == "resume" and text != LATEST):
+        if field.name in PATHS and text != LATEST:
             return _project_path(text)
         try:
             return _base_type(field)(text)
         except ValueError:
-            raise InputError(_refusal(field, text)) from None
+            return text  # which `UserInput` refuses, in the same words as a mistyped default
 
     return read
 

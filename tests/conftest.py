@@ -1,0 +1,55 @@
+"""Small real data for the tests: digits that scikit-learn carries, written as tinted PNG files of three classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from user_input import UserInput
+
+SIDE = 12
+TRAIN, TEST = 11, 5  # images of each class
+
+
+def write_images(folder: Path, side: int = SIDE) -> Path:
+    digits = load_digits()
+    for label, name in enumerate(("nought", "one", "two")):
+        images = digits.images[digits.target == label][: TRAIN + TEST]
+        for i, image in enumerate(images):
+            part = folder / ("train" if i < TRAIN else "test") / name
+            part.mkdir(parents=True, exist_ok=True)
+            grey = (image * (255 / 16)).astype(np.uint8)
+            tinted = np.stack([grey, 255 - grey, grey // (label + 1)], axis=-1)
+            Image.fromarray(tinted).resize((side, side)).save(part / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """33 training and 15 test images of 12×12 pixels."""
+    return write_images(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def small(photos: Path, tmp_path: Path) -> UserInput:
+    """A run of four steps an epoch, in which every kind of layer has its part."""
+    return UserInput(
+        depth=26,
+        stages="CLLL",
+        dataset="imagefolder",
+        data_dir=str(photos),
+        image_size=SIDE,
+        batch_size=8,
+        epochs=3,
+        checkpoint_every=1,
+        device="cpu",
+        runs_dir=str(tmp_path / "runs"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _fresh_generators() -> None:
+    torch.manual_seed(0)

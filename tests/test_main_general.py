@@ -1,0 +1,354 @@
+"""Whole runs: what they leave behind, and that an interrupted one comes to what an undisturbed one does."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+import main_general
+from checkpoints import load_checkpoint, write_atomically
+from data_preprocessing import load_data
+from errors import InputError
+from log_data import TAGS
+from main_general import RunResult, main
+from model_preparation import prepare_training
+from nntrain import EpochProgress
+from run_folder import checkpoint_files, read_metrics
+from user_input import PROJECT, UserInput, load_user_input
+
+TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib")
+
+
+def flags(args: UserInput) -> list[str]:
+    return args.command().split()[2:]
+
+
+def start(args: UserInput, *more: str, **options) -> subprocess.Popen:
+    command = [sys.executable, str(PROJECT / "main_general.py"), *flags(args), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def figures(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what depends on the clock and the machine."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    board.Reload()
+    timed = {TAGS[name] for name in TIMES}
+    tags = [tag for tag in board.Tags()["scalars"] if tag not in timed]
+    return {tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in tags}
+
+
+def final_state(folder: Path) -> dict:
+    return torch.load(checkpoint_files(folder)[-1], weights_only=True)["training"]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert figures(folder) == figures(expected)
+    assert scalars(folder) == scalars(expected)
+    ours, theirs = final_state(folder), final_state(expected)
+    assert ours["scheduler"] == theirs["scheduler"]
+    for name, value in theirs["model"].items():
+        assert torch.equal(ours["model"][name], value), name
+    for index, state in theirs["optimizer"]["state"].items():
+        assert all(torch.equal(ours["optimizer"]["state"][index][key], value) for key, value in state.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+    args = UserInput(
+        depth=26,
+        stages="CLLL",
+        dataset="imagefolder",
+        data_dir=str(photos),
+        image_size=12,
+        batch_size=8,
+        epochs=4,
+        checkpoint_every=2,
+        device="cpu",
+        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
+    )
+    return args, main(args)
+
+
+def test_a_run_leaves_all_that_it_promises(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    folder = result.folder
+    assert folder.parent == args.runs_path / "Lambda"
+    assert re.fullmatch(r"[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_lr0\.0005_[\w.-]+", folder.name)
+    assert [path.name for path in checkpoint_files(folder)] == ["epoch0002.pt", "epoch0004.pt"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"] == dataclasses.asdict(args)
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["data"]["classes"] == ["nought", "one", "two"]
+    assert config["parameters"] == result.parameters
+    rows = read_metrics(folder, args.epochs)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.0005, 0.0025, 0.001875, 0.000625])
+    last = rows[-1]
+    assert (result.test_top1, result.test_loss) == (last["test_top1"], last["test_loss"])
+    assert (result.train_top1, result.train_loss) == (last["train_top1"], last["train_loss"])
+    assert result.best_top1 == max(row["test_top1"] for row in rows)
+    assert (result.epochs, result.stopped_by) == (4, None)
+    assert result.seconds == pytest.approx(sum(row["train_seconds"] + row["test_seconds"] for row in rows))
+    assert result.images_per_second == pytest.approx(4 * 32 / sum(row["train_seconds"] for row in rows))
+    log = (folder / "log.txt").read_text()
+    assert "tensorboard --logdir" in log
+    assert all(re.search(rf"^ +{epoch} .*{rows[epoch - 1]['test_top1']:.2f}", log, re.M) for epoch in range(1, 5))
+
+
+def test_tensorboard_has_every_curve_the_images_and_the_hparams(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    board = EventAccumulator(str(result.folder))
+    board.Reload()
+    rows = read_metrics(result.folder, args.epochs)
+    for key in rows[0].keys() - {"epoch"}:
+        points = board.Scalars(TAGS[key])
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        assert [point.value for point in points] == pytest.approx([row[key] for row in rows])
+    assert len(board.Images("augmented training images")) == 1
+    assert {"settings/text_summary", "command/text_summary"} <= set(board.Tags()["tensors"])
+    layout = board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"loss/train" in layout
+    assert b"top-1/test" in layout
+    hparams = {
+        tag: plugin_data_pb2.HParamsPluginData.FromString(board.SummaryMetadata(tag).plugin_data.content)
+        for tag in board.PluginTagToContent("hparams")
+    }
+    started = hparams["_hparams_/session_start_info"].session_start_info.hparams
+    assert started["depth"].number_value == 26
+    named = {info.name.tag for info in hparams["_hparams_/experiment"].experiment.metric_infos}
+    assert {"top-1/test", "loss/test"} <= named <= set(board.Tags()["scalars"])
+    assert "_hparams_/session_end_info" in hparams
+
+
+def test_a_run_is_the_same_every_time(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args, result = undisturbed
+    again = main(dataclasses.replace(args, runs_dir=str(tmp_path)))
+    assert_same_run(again.folder, result.folder)
+
+
+@pytest.mark.parametrize("at_step", [1, 4, 6, 11])
+def test_a_stop_inside_an_epoch_loses_nothing(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path))
+    asked = 0
+
+    class StopAfterSteps(main_general.StopRequest):
+        def __call__(self) -> bool:
+            nonlocal asked
+            asked += 1
+            if asked == at_step:
+                self.signal = signal.SIGTERM
+            return super().__call__()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+        stopped = main(args)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert stopped.epochs < 4
+    resumed = main(dataclasses.replace(args, resume="latest"))
+    assert resumed.folder == stopped.folder
+    assert_same_run(resumed.folder, expected.folder)
+    assert (resumed.test_top1, resumed.best_top1, resumed.best_epoch) == (
+        expected.test_top1,
+        expected.best_top1,
+        expected.best_epoch,
+    )
+
+
+def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path))
+    whole = main_general.run_epoch
+
+    def killed(data, training, position, stop):
+        if position.epochs_done == 3:  # one epoch after the checkpoint
+            raise MemoryError
+        return whole(data, training, position, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_general, "run_epoch", killed)
+        with pytest.raises(MemoryError):
+            main(args)
+    (folder,) = (tmp_path / "Lambda").iterdir()
+    assert len(figures(folder)) == 3
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "train_lo')  # and the line that was being written
+    resumed = main(dataclasses.replace(args, resume=str(folder)))
+    assert resumed.folder == folder
+    assert_same_run(folder, expected.folder)
+
+
+def test_resuming_a_finished_run_says_its_figures_again(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    before = figures(result.folder)
+    again = main(dataclasses.replace(args, resume=str(result.folder)))
+    assert (again.epochs, again.test_top1, again.seconds) == (4, result.test_top1, result.seconds)
+    assert figures(result.folder) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path))
+    folder = main(args).folder
+    newest = checkpoint_files(folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:100_000])
+    resumed = main(dataclasses.replace(args, resume="latest"))
+    assert_same_run(resumed.folder, expected.folder)
+    assert "epoch0004.pt is damaged and was passed over" in (folder / "log.txt").read_text()
+    for path in checkpoint_files(folder):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="resume: no checkpoint in .* is sound"):
+        main(dataclasses.replace(args, resume="latest"))
+
+
+def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")}
+    with pytest.raises(InputError, match="contradict .*: heads is 8, there 4; seed is 1, there 0"):
+        main(dataclasses.replace(args, resume=str(result.folder), heads=8, seed=1))
+    assert {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")} == before
+
+
+def test_resume_takes_the_settings_of_the_run(undisturbed: tuple[UserInput, RunResult], capsys) -> None:
+    args, result = undisturbed
+    resumed = load_user_input(["--resume", "--runs_dir", args.runs_dir])
+    assert resumed == dataclasses.replace(args, resume=str(result.folder))
+    given = load_user_input(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
+    assert (given.heads, given.workers) == (8, 0)  # which main refuses, and allows
+    with pytest.raises(SystemExit):
+        load_user_input(["--resume", "--model", "baseline", "--runs_dir", args.runs_dir])
+    assert "resume: there is no run with a checkpoint in" in capsys.readouterr().err
+
+
+def test_the_newest_run_is_resumed(small: UserInput) -> None:
+    args = dataclasses.replace(small, epochs=1)
+    folders = [main(args).folder for _ in range(2)]
+    assert len(set(folders)) == 2
+    assert main(dataclasses.replace(args, resume="latest")).folder == folders[1]
+
+
+def test_two_runs_of_one_second_have_a_folder_each(small: UserInput) -> None:
+    moment = main_general.datetime(2026, 11, 3, 4, 5, 6)
+    names = [main_general.make_run_folder(small, moment).name for _ in range(3)]
+    assert names[0].startswith("Nov03_04-05-06_lr0.0005_")
+    assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
+
+
+def test_validation_images_judge_and_are_logged(small: UserInput) -> None:
+    result = main(dataclasses.replace(small, validation_fraction=0.3, epochs=2))
+    rows = read_metrics(result.folder, 2)
+    assert result.best_top1 == max(row["validation_top1"] for row in rows)
+    assert {tag for tag in scalars(result.folder) if tag.startswith("loss/")} == {
+        "loss/train",
+        "loss/validation",
+        "loss/test",
+    }
+
+
+def test_a_checkpoint_gives_the_network_that_was_tested(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    data = load_data(args, torch.device("cpu"))
+    training = prepare_training(args, len(data.classes), torch.device("cpu"))
+    position, passed_over = load_checkpoint(result.folder, args, training)
+    assert (position.epochs_done, position.progress, passed_over) == (4, EpochProgress(), [])
+    test = main_general.evaluate(training, data.test)
+    assert (test.loss, test.top1) == (result.test_loss, result.test_top1)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_process_saves_leaves_and_goes_on(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path
+) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(args, *(["--resume"] if number == signal.SIGINT else []), cwd=tmp_path)
+        wait_for(tmp_path, 1 if number == signal.SIGTERM else 2, process)
+        process.send_signal(number)
+        output, error = process.communicate(timeout=60)
+        if process.returncode:  # it may have come to its end before the signal did
+            assert process.returncode == 128 + number, error
+            assert "go on with: --resume" in output
+        assert error == ""
+    last = start(args, "--resume", cwd=tmp_path)
+    output, error = last.communicate(timeout=120)
+    assert (last.returncode, error) == (0, "")
+    (folder,) = (tmp_path / "runs" / "Lambda").iterdir()
+    assert_same_run(folder, expected.folder)
+
+
+def wait_for(folder: Path, epochs: int, process: subprocess.Popen) -> None:
+    """Until so many lines of metrics are there, or the process has ended."""
+    while process.poll() is None:
+        if any(len(path.read_text().splitlines()) >= epochs for path in folder.glob("runs/*/*/metrics.jsonl")):
+            return
+        time.sleep(0.02)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
+    code = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"  # no file over 1 MiB
+        "sys.argv[0] = 'main_general.py'\n"
+        f"runpy.run_path({str(PROJECT / 'main_general.py')!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *flags(args)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "epoch0002.pt cannot be written (File too large); what was saved before is sound" in done.stderr
+    (folder,) = (tmp_path / "Lambda").iterdir()
+    assert len(figures(folder)) == 2
+    assert list((folder / "checkpoints").iterdir()) == []
+
+
+def test_bad_input_writes_nothing(small: UserInput, tmp_path: Path) -> None:
+    for changes in (
+        {"device": "cuda:99"},
+        {"data_dir": str(tmp_path / "none")},
+        {"precision": "fp16"},
+        {"resume": "latest"},
+    ):
+        with pytest.raises(InputError):
+            main(dataclasses.replace(small, **changes))
+    assert not small.runs_path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(small: UserInput, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="runs_dir: no run folder can be made in .*runs"):
+        main(small)

@@ -1,0 +1,149 @@
+import itertools
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from lambda_layer import LambdaLayer
+from model_preparation import build_model
+from resnet import DEPTHS, build_resnet, stage_sizes
+from resnet_lambda import PooledLambdaLayer, build_lambda_resnet
+from user_input import UserInput
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def on_meta(**settings) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(UserInput(dataset="digits", **settings))
+
+
+def test_the_baseline_is_torchvisions_resnet50() -> None:
+    theirs = torchvision.models.resnet50().eval()
+    ours = build_resnet(50).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_parameter_counts_with_ten_classes() -> None:
+    assert count(on_meta(model="baseline")) == 23_528_522  # torchvision's 25,557,032 less 990 logits of 2,049 numbers
+    assert 12.8e6 <= count(on_meta(model="lambda")) <= 12.9e6
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_the_depth_counts_the_layers(depth: int) -> None:
+    bottlenecks = sum(DEPTHS[depth])
+    assert abs(3 * bottlenecks + 2 - depth) <= 2  # the paper rounds 272 to 270 and 419 to 420
+    model = on_meta(depth=depth)
+    assert sum(isinstance(module, Bottleneck) for module in model.modules()) == bottlenecks
+    assert sum(isinstance(module, LambdaLayer) for module in model.modules()) == bottlenecks
+
+
+@pytest.mark.parametrize("stages", ["".join(word) for word in itertools.product("CL", repeat=4)])
+def test_a_stage_word_says_where_the_lambda_layers_are(stages: str) -> None:
+    model = on_meta(depth=26, stages=stages)
+    for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
+        kind = LambdaLayer if letter == "L" else nn.Conv2d
+        assert all(isinstance(bottleneck.conv2, kind) for bottleneck in stage)
+
+
+def test_the_stage_word_without_lambdas_is_the_baseline() -> None:
+    torch.manual_seed(1)
+    hybrid = build_lambda_resnet(26, stages="CCCC", num_classes=3)
+    torch.manual_seed(1)
+    baseline = build_resnet(26, num_classes=3)
+    for (name, one), (other_name, other) in zip(
+        hybrid.state_dict().items(), baseline.state_dict().items(), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "expected"),
+    [
+        ((32, 32), "imagenet", [(8, 8), (8, 8), (4, 4), (2, 2)]),
+        ((32, 32), "cifar", [(32, 32), (32, 32), (16, 16), (8, 8)]),
+        ((224, 224), "imagenet", [(56, 56), (56, 56), (28, 28), (14, 14)]),
+        ((45, 30), "imagenet", [(12, 8), (12, 8), (6, 4), (3, 2)]),
+    ],
+)
+@pytest.mark.parametrize("stages", ["LLLL", "CCCC"])
+def test_stage_sizes_are_the_maps_that_enter(size: tuple, stem: str, expected: list, stages: str) -> None:
+    assert stage_sizes(size, stem) == expected
+    model = build_lambda_resnet(26, stages=stages, image_size=size, stem=stem, num_classes=2).eval()
+    seen = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, *size)).shape == (1, 2)
+    assert seen == expected
+
+
+def test_a_strided_lambda_layer_is_pooled_over_its_neighbours() -> None:
+    model = build_lambda_resnet(26, image_size=32, num_classes=2).eval()
+    pooled = model.layer2[0].conv2
+    assert isinstance(pooled, PooledLambdaLayer)
+    assert not any(isinstance(block.conv2, PooledLambdaLayer) for block in [*model.layer1, model.layer2[1]])
+    x = torch.randn(2, 128, 8, 8)
+    with torch.no_grad():
+        result, whole = pooled(x), LambdaLayer.forward(pooled, x)
+    assert result.shape == (2, 128, 4, 4)
+    torch.testing.assert_close(result[:, :, 1, 2], whole[:, :, 1:4, 3:6].mean((2, 3)))
+    torch.testing.assert_close(result[:, :, 0, 0], whole[:, :, :2, :2].sum((2, 3)) / 9)  # padded with zeros
+
+
+def test_residual_branches_start_at_zero() -> None:
+    for model in ("lambda", "baseline"):
+        network = build_model(UserInput(model=model, depth=26, dataset="digits"))
+        blocks = [module for module in network.modules() if isinstance(module, Bottleneck)]
+        assert all((block.bn3.weight == 0).all() for block in blocks)
+        ones = build_model(UserInput(model=model, depth=26, dataset="digits", zero_init_residual=False))
+        assert all((block.bn3.weight == 1).all() for block in ones.modules() if isinstance(block, Bottleneck))
+
+
+def test_every_batch_norm_has_the_momentum_of_the_settings() -> None:
+    model = on_meta(depth=26, bn_momentum=0.03)
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    assert len(norms) == 1 + 4 + 8 * (3 + 2)  # stem, downsamplings, three a bottleneck and two a lambda layer
+    assert {norm.momentum for norm in norms} == {0.03}
+
+
+@pytest.mark.parametrize("position", ["relative", "absolute"])
+def test_shared_embeddings_are_one_parameter(position: str) -> None:
+    options = {"image_size": 32, "num_classes": 2, "position": position}
+    model = build_lambda_resnet(26, share_embeddings=True, **options)
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        tables = {id(block.conv2.embedding) for block in stage}
+        same_size = position == "relative" or stage is model.layer1
+        assert len(tables) == (1 if same_size else 2)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 2)
+    apart = build_lambda_resnet(26, **options)
+    assert count(model) < count(apart)
+
+
+def test_a_gradient_reaches_every_parameter() -> None:
+    # at 64 pixels the last map has 2×2 positions; over a single one the softmax of the keys is constant
+    model = build_lambda_resnet(26, image_size=64, num_classes=2, zero_init_residual=False)
+    model(torch.randn(2, 3, 64, 64)).logsumexp(1).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"depth": 18}, "depth: 18 is not allowed; takes one of 26, 50"),
+        ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, cifar"),
+        ({"stages": "CCC"}, "stages: CCC is not allowed"),
+        ({"stages": "CCcL"}, "stages: CCcL is not allowed"),
+    ],
+)
+def test_refusals(options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build_lambda_resnet(**options)

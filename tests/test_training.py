@@ -1,0 +1,219 @@
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_preprocessing import load_data
+from errors import InputError
+from LabelSmoothing import LabelSmoothing
+from model_preparation import (
+    Training,
+    build_model,
+    choose_precision,
+    find_device,
+    learning_rate_factor,
+    make_optimizer,
+    prepare_training,
+)
+from nntest import evaluate
+from nntrain import EpochProgress, NonFiniteLoss, train_epoch
+from resnet_lambda import build_lambda_resnet
+from user_input import UserInput
+
+CPU = torch.device("cpu")
+
+
+class Batches:
+    """A loader of given batches."""
+
+    def __init__(self, *batches: tuple[Tensor, Tensor]) -> None:
+        self.given = batches
+        self.images = sum(len(labels) for _, labels in batches)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.given[first:]
+
+
+def small_training(**settings) -> Training:
+    args = UserInput(depth=26, dataset="digits", image_size=16, device="cpu", **settings)
+    return prepare_training(args, 10, CPU)
+
+
+def batch(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 16, 16, generator=generator), torch.randint(10, (count,), generator=generator)
+
+
+def test_the_studys_learning_rates() -> None:
+    rates = [0.0005 * learning_rate_factor(done, 90, 5) for done in range(90)]
+    assert rates[:6] == pytest.approx([0.0005, 0.0010, 0.0015, 0.0020, 0.0025, 0.0025])
+    # half a cosine over 85 epochs: a third of the way is at 3/4 of the peak, half at a half, two thirds at a quarter
+    assert learning_rate_factor(5 + 85, 90, 5) == pytest.approx(0.0, abs=1e-12)
+    assert rates[47] == pytest.approx(0.00125 * (1 + math.cos(math.pi * 42 / 85)))
+    assert rates[89] == pytest.approx(0.0025 * math.sin(math.pi / 170) ** 2)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[5:]))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (1, [1.0]),
+        (3, [1.0, 5.0, 2.5]),
+        (5, [1.0, 5.0, 5 * (2 + 2**0.5) / 4, 2.5, 5 * (2 - 2**0.5) / 4]),
+        (10, [1.0, 5.0, 5.0]),
+        (20, [1.0, 1 + 4 / 3, 1 + 8 / 3, 5.0, 5.0]),
+        (25, [1.0, 2.0, 3.0, 4.0, 5.0, 5.0]),
+    ],
+)
+def test_short_runs_warm_up_for_a_fifth_of_their_epochs(epochs: int, expected: list[float]) -> None:
+    factors = [learning_rate_factor(done, epochs, 5) for done in range(epochs)]
+    assert factors[: len(expected)] == pytest.approx(expected)
+
+
+def test_warm_up_follows_its_setting() -> None:
+    assert [learning_rate_factor(done, 90, 3) for done in range(4)] == pytest.approx([1.0, 2.0, 3.0, 3.0])
+    assert learning_rate_factor(0, 90, 0) == 1.0
+
+
+def test_the_scheduler_gives_the_rates_to_the_optimizer() -> None:
+    training = small_training(epochs=90)
+    seen = []
+    for _ in range(6):
+        seen.append(training.optimizer.param_groups[0]["lr"])
+        training.optimizer.step()
+        training.scheduler.step()
+    assert seen == pytest.approx([0.0005, 0.0010, 0.0015, 0.0020, 0.0025, 0.0025])
+
+
+def test_label_smoothing_is_the_formula() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
+    labels, smoothing, classes = [0, 1], 0.3, 3
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels, strict=True):
+        normaliser = math.log(sum(math.exp(value) for value in row))
+        for index, value in enumerate(row):
+            target = (1 - smoothing) * (index == label) + smoothing / classes
+            total -= target * (value - normaliser)
+    loss = LabelSmoothing(smoothing)(logits, torch.tensor(labels))
+    assert float(loss) == pytest.approx(total / 2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
+    args = UserInput(depth=26, dataset="digits", image_size=16, device="cpu", optimizer=optimizer, initial_lr=0.01)
+    training = prepare_training(args, 10, CPU)
+    training.model.double()
+    torch.manual_seed(args.seed)
+    model = build_lambda_resnet(26, image_size=16, num_classes=10).double()
+    parameters = list(model.parameters())
+    plain = {
+        "adam": lambda: torch.optim.Adam(parameters, 0.01, (0.9, 0.9999), weight_decay=1e-4),
+        "adamw": lambda: torch.optim.AdamW(parameters, 0.01, (0.9, 0.9999), weight_decay=1e-4),
+        "sgd": lambda: torch.optim.SGD(parameters, 0.01, 0.9, weight_decay=1e-4, nesterov=True),
+    }[optimizer]()
+    batches = [(images.double(), labels) for images, labels in (batch(6, seed) for seed in range(2))]
+    losses, correct = [], 0
+    for images, labels in batches:
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        losses.append(loss.item())
+        correct += sum(int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True))
+    progress = train_epoch(training, Batches(*batches), 1, EpochProgress())
+    assert (progress.steps, progress.images, progress.correct) == (2, 12, correct)
+    assert progress.loss == pytest.approx(sum(losses) / 2, rel=1e-6)
+    for (name, ours), theirs in zip(training.model.named_parameters(), parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_the_test_counts_every_image_once_and_each_alone() -> None:
+    training = small_training()
+    images, labels = batch(11)
+    train_epoch(training, Batches((images, labels)), 1, EpochProgress())
+    whole = evaluate(training, Batches((images, labels)))
+    parts = evaluate(training, Batches(*zip(images.split(4), labels.split(4), strict=True)))
+    singles = evaluate(training, Batches(*zip(images.split(1), labels.split(1), strict=True)))
+    assert whole.images == parts.images == singles.images == 11
+    assert whole.top1 == parts.top1 == singles.top1
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert singles.loss == pytest.approx(whole.loss, rel=1e-4)
+    with torch.no_grad():
+        logits = training.model.eval()(images)
+    assert whole.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+    assert whole.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_the_test_changes_nothing() -> None:
+    training = small_training()
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    evaluate(training, Batches(batch(8)))
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+
+
+def test_an_epoch_in_two_parts_is_the_epoch_in_one() -> None:
+    batches = Batches(*(batch(4, seed) for seed in range(4)))
+    whole, parted = small_training(), small_training()
+    expected = train_epoch(whole, batches, 1, EpochProgress())
+    stops = iter([False, True])
+    first = train_epoch(parted, batches, 1, EpochProgress(), lambda: next(stops))
+    assert first.steps == 2
+    second = train_epoch(parted, batches, 1, first)
+    assert dataclasses.replace(second, seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
+    for one, other in zip(whole.model.state_dict().values(), parted.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    training = small_training()
+    images, labels = batch(4)
+    bad = torch.full_like(images, math.inf)
+    loader = Batches((images, labels), (images, labels), (bad, labels), (images, labels))
+    with pytest.raises(NonFiniteLoss, match="the loss is not finite at epoch 7, step 3 of 4"):
+        train_epoch(training, loader, 7, EpochProgress())
+
+
+def test_bf16_trains_like_fp32() -> None:
+    batches = Batches(*(batch(16, seed=1) for _ in range(4)))
+    results = [
+        train_epoch(small_training(precision=name), batches, 1, EpochProgress()).loss for name in ("fp32", "bf16")
+    ]
+    assert results[1] == pytest.approx(results[0], rel=0.02)
+    assert results[1] != results[0]
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
+    assert find_device("cpu") == CPU
+    for name in ("cuda:99", "tpu", "meta"):
+        with pytest.raises(InputError, match=f"device: {name} is not there; this machine has cpu"):
+            find_device(name)
+    assert choose_precision("auto", CPU) == "fp32"
+    with pytest.raises(InputError, match="precision: fp16 needs a CUDA GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_the_network_learns_from_real_digits() -> None:
+    args = UserInput(depth=26, stages="CCLL", dataset="digits", image_size=16, device="cpu", epochs=3, batch_size=32)
+    data = load_data(args, CPU)
+    training = prepare_training(args, 10, CPU)
+    for epoch in range(1, 4):
+        train_epoch(training, data.train, epoch, EpochProgress())
+        training.end_epoch()
+    assert evaluate(training, data.test).top1 > 45.0  # 67 when written; 10 by chance
+
+
+def test_optimizers_hold_every_parameter() -> None:
+    args = UserInput(depth=26, dataset="digits")
+    model = build_model(args)
+    held = {id(p) for group in make_optimizer(args, model).param_groups for p in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters()}
+    assert isinstance(model, nn.Module)

@@ -1,0 +1,135 @@
+import dataclasses
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import user_input
+from errors import InputError
+from user_input import UserInput, load_user_input
+
+PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual
+bn_momentum dataset data_dir image_size batch_size workers validation_fraction epochs warmup_epochs optimizer initial_lr
+weight_decay label_smoothing seed device precision compile deterministic runs_dir checkpoint_every resume""".split()
+
+
+def test_the_defaults_are_the_studys() -> None:
+    args = load_user_input([])
+    assert args == UserInput()
+    assert (args.model, args.depth, args.stem, args.dataset) == ("lambda", 50, "imagenet", "cifar10")
+    assert (args.key_depth, args.heads, args.intra_depth, args.scope) == (16, 4, 1, None)
+    assert (args.batch_size, args.epochs, args.warmup_epochs, args.initial_lr) == (128, 90, 5, 0.0005)
+    assert (args.momentum, args.beta2, args.weight_decay, args.label_smoothing) == (0.9, 0.9999, 1e-4, 0.1)
+    assert (args.optimizer, args.seed, args.checkpoint_every, args.image_size) == ("adam", 0, 5, 32)
+
+
+def test_public_names_stay_and_every_field_is_documented() -> None:
+    fields = {field.name: field for field in dataclasses.fields(UserInput)}
+    assert set(PUBLIC_NAMES) <= set(fields)
+    assert all(field.metadata["help"] for field in fields.values())
+
+
+def test_flags_are_the_field_names() -> None:
+    args = load_user_input(
+        "--model baseline --depth 26 --batch_size 64 --initial_lr 1e-3 --scope none --deterministic "
+        "--no-zero_init_residual".split()
+    )
+    expected = UserInput(
+        model="baseline", depth=26, batch_size=64, initial_lr=1e-3, deterministic=True, zero_init_residual=False
+    )
+    assert args == expected
+
+
+def test_editing_a_default_is_passing_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Edited(UserInput):
+        heads: int = dataclasses.field(default=8, metadata=UserInput.__dataclass_fields__["heads"].metadata)
+
+    monkeypatch.setattr(user_input, "UserInput", Edited)
+    assert dataclasses.asdict(load_user_input([])) == dataclasses.asdict(UserInput(heads=8))
+
+
+def test_the_command_gives_the_settings_back() -> None:
+    args = UserInput(model="lambda", stages="CCLL", scope=7, heads=8, compile=True, share_embeddings=True, epochs=3)
+    program, script, *flags = shlex.split(args.command())
+    assert (program, script) == ("python", "main_general.py")
+    assert load_user_input(flags) == args
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--batch_sise 3", "--batch_sise is not a flag; did you mean --batch_size?"),
+        ("--batch 3", "--batch is not a flag"),
+        ("--batch_size many", "batch_size: many is not allowed; takes a whole number, at least 2"),
+        ("--batch_size", "batch_size"),
+        ("--batch_size -8", "batch_size: -8 is not allowed; takes a whole number, at least 2"),
+        ("--epochs 0", "epochs: 0 is not allowed; takes a whole number, at least 1"),
+        ("--epochs 1.5", "epochs: 1.5 is not allowed; takes a whole number, at least 1"),
+        ("--image_size 0", "image_size: 0 is not allowed"),
+        ("--initial_lr nan", "initial_lr: nan is not allowed; takes a number, above 0"),
+        ("--initial_lr 0", "initial_lr: 0.0 is not allowed"),
+        ("--bn_momentum 1.5", "bn_momentum: 1.5 is not allowed; takes a number, above 0, at most 1"),
+        ("--validation_fraction 1", "validation_fraction: 1.0 is not allowed; takes a number, at least 0, below 1"),
+        ("--model convolution", "model: convolution is not allowed; takes one of lambda, baseline"),
+        ("--depth 18", "depth: 18 is not allowed; takes one of 26, 50, 101"),
+        ("--stages CCXL", "stages: CCXL is not allowed; takes auto or four letters"),
+        ("--stages CCL", "stages: CCL is not allowed; takes auto or four letters"),
+        ("--model baseline --stages CCLL", "stages: CCLL has lambda stages, which model baseline has not"),
+        ("--heads 3", "heads: 3 does not divide the 64 channels of stage c2"),
+        ("--heads 0", "heads: 0 is not allowed"),
+        ("--scope 4", "scope: 4 is even"),
+        ("--scope -1", "scope: -1 is not allowed; takes a whole number, at least 1, or none"),
+        ("--scope 7 --position absolute", "position: absolute embeddings need the whole map"),
+        ("--seed -1", "seed: -1 is not allowed"),
+        ("--resume False", "no run folder"),
+        ("--deterministic yes", "yes is not a flag"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_code_2(flags: str, says: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_user_input(flags.split())
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_mistyped_default_is_refused_as_the_flag_is() -> None:
+    with pytest.raises(InputError, match="heads: 4 is not allowed; takes a whole number, at least 1"):
+        UserInput(heads="4")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch_size: True is not allowed"):
+        UserInput(batch_size=True)
+    with pytest.raises(InputError, match="compile: 1 is not allowed; takes True or False"):
+        UserInput(compile=1)  # type: ignore[arg-type]
+
+
+def test_baseline_and_hybrids_need_heads_to_divide_only_their_lambda_stages() -> None:
+    assert UserInput(model="baseline", heads=3).stage_word == "CCCC"
+    assert UserInput(stages="CCCL", heads=512).stage_word == "CCCL"
+    with pytest.raises(InputError, match="heads: 512 does not divide the 256 channels of stage c4"):
+        UserInput(stages="CCLL", heads=512)
+
+
+def test_paths_are_the_shells_on_the_command_line_and_the_projects_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_user_input(["--runs_dir", "mine"]).runs_path == tmp_path / "mine"
+    assert UserInput().runs_path == user_input.PROJECT / "runs"
+    assert load_user_input(["--data_dir", str(user_input.PROJECT / "data" / "x")]).data_dir == str(Path("data", "x"))
+    assert UserInput(runs_dir=tmp_path).runs_dir == str(tmp_path)  # type: ignore[arg-type]
+
+
+def test_help_lists_every_flag_without_loading_pytorch() -> None:
+    code = (
+        "import sys, user_input\n"
+        "try: user_input.load_user_input(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    folder = user_input.PROJECT
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert all(f"--{name} " in done.stdout or f"--{name}," in done.stdout for name in PUBLIC_NAMES)
