@@ -21,7 +21,7 @@ from checkpoints import write_atomically
 from data_preprocessing import Data
 from model_preparation import Training, describe_device
 from run_folder import CONFIG, LOG, METRICS, read_metrics, writing
-from user_input import PROJECT, UserInput
+from user_input import FREE_ON_RESUME, PROJECT, UserInput
 
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
 # The tag in TensorBoard of every key of a metrics.jsonl row; the part before the slash names the chart.
@@ -161,6 +161,10 @@ class RunLog:
 
     def _hparams(self, config: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Columns, start and end of the run's row: settings, and the last values of the scalars."""
-        settings = {name: "none" if value is None else value for name, value in config["settings"].items()}
+        settings = {
+            name: "none" if value is None else value
+            for name, value in config["settings"].items()
+            if name not in FREE_ON_RESUME
+        }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
         return hparams(settings, {TAGS[name]: 0.0 for name in figures})

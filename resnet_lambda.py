@@ -1,8 +1,13 @@
 """λ-ResNets: the networks of `resnet.py` with lambda layers in place of the 3×3 convolutions (paper, section 4.2).
 
 A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
+
+    model = resnet50_lambda(stages="CCLL", image_size=224, num_classes=1000)
+
+`resnet26_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -79,3 +84,19 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
         if share:
             shared[table] = bottleneck.conv2.embedding
         size = halve(size) if strided else size
+
+
+resnet26_lambda = partial(build_lambda_resnet, 26)
+resnet50_lambda = partial(build_lambda_resnet, 50)
+resnet101_lambda = partial(build_lambda_resnet, 101)
+resnet152_lambda = partial(build_lambda_resnet, 152)
+resnet200_lambda = partial(build_lambda_resnet, 200)
+resnet270_lambda = partial(build_lambda_resnet, 270)
+resnet350_lambda = partial(build_lambda_resnet, 350)
+resnet420_lambda = partial(build_lambda_resnet, 420)
+# torchvision's ResNeXt and wide variants; the groups are those of the convolutions that are left
+resnext50_32x4d_lambda = partial(build_lambda_resnet, 50, groups=32, width_per_group=4)
+resnext101_32x8d_lambda = partial(build_lambda_resnet, 101, groups=32, width_per_group=8)
+resnext101_64x4d_lambda = partial(build_lambda_resnet, 101, groups=64, width_per_group=4)
+wide_resnet50_2_lambda = partial(build_lambda_resnet, 50, width_per_group=128)
+wide_resnet101_2_lambda = partial(build_lambda_resnet, 101, width_per_group=128)

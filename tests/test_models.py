@@ -6,11 +6,15 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+import resnet_lambda
 from lambda_layer import LambdaLayer
 from model_preparation import build_model
 from resnet import DEPTHS, build_resnet, stage_sizes
 from resnet_lambda import PooledLambdaLayer, build_lambda_resnet
 from user_input import UserInput
+
+VARIANTS = """resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d
+wide_resnet50_2 wide_resnet101_2""".split()
 
 
 def count(model: nn.Module) -> int:
@@ -97,6 +101,21 @@ def test_a_strided_lambda_layer_is_pooled_over_its_neighbours() -> None:
     assert result.shape == (2, 128, 4, 4)
     torch.testing.assert_close(result[:, :, 1, 2], whole[:, :, 1:4, 3:6].mean((2, 3)))
     torch.testing.assert_close(result[:, :, 0, 0], whole[:, :, :2, :2].sum((2, 3)) / 9)  # padded with zeros
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_named_variants_are_torchvisions_but_for_the_lambda_stages(name: str) -> None:
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)()
+        convolutions = getattr(resnet_lambda, f"{name}_lambda")(stages="CCCC")
+        hybrid = getattr(resnet_lambda, f"{name}_lambda")(stages="CCCL", scope=7)
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in convolutions.state_dict().items()} == shapes
+    ours = {key: value.shape for key, value in hybrid.state_dict().items() if ".conv2." not in key}
+    assert ours.items() <= shapes.items()
+    assert {key for key in shapes.keys() - ours.keys() if "layer4" not in key} == {
+        key for key in shapes if ".conv2." in key and "layer4" not in key
+    }
 
 
 def test_residual_branches_start_at_zero() -> None:
