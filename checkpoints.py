@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import random
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_preprocessing import Data
 from errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
@@ -26,38 +26,33 @@ KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there 
 
 
 @dataclass
-class Position:
-    """Where a run stands."""
+class RunState:
+    """Where a run stands, beside its network: what a checkpoint says in words and figures."""
 
-    epochs_done: int = 0
+    config: dict[str, Any]  # as in config.json
+    rows: list[dict[str, Any]] = field(default_factory=list)  # as in metrics.jsonl, one for each epoch that is done
     progress: EpochProgress = field(default_factory=EpochProgress)  # of the epoch that was begun
-    best_epoch: int = 0
-    best_top1: float = 0.0  # percent; of the validation images where there are any, else of the test images
 
-    def name(self) -> str:
-        """The checkpoint's file name; names sort as positions do."""
+    @property
+    def epochs_done(self) -> int:
+        return len(self.rows)
+
+    def checkpoint_name(self) -> str:
+        """Names sort as the states do."""
         step = f"_step{self.progress.steps:07d}" if self.progress.steps else ""
         return f"epoch{self.epochs_done:04d}{step}.pt"
 
 
-def save_checkpoint(folder: Path, args: UserInput, data: Data, training: Training, position: Position) -> Path:
-    """Write the run's state into its folder and let go of all but the newest `KEPT` checkpoints.
+def save_checkpoint(folder: Path, state: RunState, training: Training) -> Path:
+    """Write the state of a run into its folder and let go of all but the newest `KEPT` checkpoints.
 
     Raises:
         InputError: it could not be written; the checkpoints before it are as they were.
     """
-    state = {
-        "settings": dataclasses.asdict(args),
-        "position": dataclasses.asdict(position),
-        "training": training.state_dict(),
-        "random": random_states(),
-        # for those who use the network without the data set
-        "classes": list(data.classes),
-        "normalisation": dataclasses.asdict(data.normalisation),
-    }
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    path = folder / CHECKPOINTS / position.name()
+    saved = {**dataclasses.asdict(state), "training": training.state_dict(), "random": random_states()}
+    torch.save(saved, buffer)
+    path = folder / CHECKPOINTS / state.checkpoint_name()
     with writing(path):
         write_atomically(path, buffer.getbuffer())
         for old in checkpoint_files(folder)[:-KEPT]:
@@ -65,11 +60,19 @@ def save_checkpoint(folder: Path, args: UserInput, data: Data, training: Trainin
     return path
 
 
-def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[Position, list[str]]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, on the CPU; raises whatever a damaged file happens to."""
+    with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums that torch.save writes
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[RunState, list[str]]:
     """Put `training` and the random states where the newest sound checkpoint of a run left them.
 
     Returns:
-        The position, and a line for each newer checkpoint that was passed over because it is damaged.
+        The run's state, and a line for each newer checkpoint that was passed over because it is damaged.
 
     Raises:
         InputError: no checkpoint is sound, or its settings are not those of `args`.
@@ -77,21 +80,17 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
     passed_over = []
     for path in reversed(checkpoint_files(folder)):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            settings, position = state["settings"], read_position(state["position"])
+            saved = read_checkpoint(path)
+            state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
         except Exception as error:  # a damaged file fails in whichever way its bytes happen to
             passed_over.append(f"{path.name} is damaged and was passed over ({type(error).__name__})")
             continue
-        if differences := contradictions(args, from_saved(settings, path)):
+        if differences := contradictions(args, from_saved(state.config["settings"], path)):
             raise InputError(f"resume: the settings contradict those of {folder}: {'; '.join(differences)}")
-        training.load_state_dict(state["training"])
-        restore_random_states(state["random"])
-        return position, passed_over
+        training.load_state_dict(saved["training"])
+        restore_random_states(saved["random"])
+        return state, passed_over
     raise InputError(f"resume: no checkpoint in {folder} is sound: {'; '.join(passed_over)}")
-
-
-def read_position(saved: dict[str, Any]) -> Position:
-    return Position(**{**saved, "progress": EpochProgress(**saved["progress"])})
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -17,10 +17,10 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from checkpoints import write_atomically
+from checkpoints import RunState, write_atomically
 from data_preprocessing import Data
 from model_preparation import Training, describe_device
-from run_folder import CONFIG, LOG, METRICS, read_metrics, writing
+from run_folder import CONFIG, LOG, METRICS, next_number, writing
 from user_input import FREE_ON_RESUME, PROJECT, UserInput
 
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
@@ -41,11 +41,12 @@ TAGS = {
 HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
 
 
-def start_config(args: UserInput, data: Data, training: Training, started: datetime) -> dict[str, Any]:
-    """All that it takes to repeat a run: settings, versions, device, commit, data."""
+def start_config(args: UserInput, data: Data, training: Training) -> dict[str, Any]:
+    """All that it takes to repeat a run, or to use its network elsewhere: the content of config.json."""
     return {
+        "number": next_number(args),
         "command": args.command(),
-        "started": started.isoformat(timespec="microseconds"),
+        "started": datetime.now().isoformat(timespec="seconds"),
         "settings": dataclasses.asdict(args),
         "device": describe_device(training.device),
         "precision": training.precision,
@@ -55,13 +56,13 @@ def start_config(args: UserInput, data: Data, training: Training, started: datet
             "validation_images": data.validation.images if data.validation else 0,
             "test_images": data.test.images,
             "classes": list(data.classes),
-            "mean": data.normalisation.mean,
-            "std": data.normalisation.std,
+            "mean": list(data.normalisation.mean),
+            "std": list(data.normalisation.std),
         },
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
             "numpy": np.__version__,
             "cuda": torch.version.cuda if training.device.type == "cuda" else None,
         },
@@ -80,16 +81,26 @@ def _commit() -> str | None:
 
 
 class RunLog:
-    """Writes one run's folder; a resumed run goes on where its checkpoint stands, with no epoch missing or double."""
+    """Writes one run's folder.
 
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        self.folder = folder
-        self.rows = read_metrics(folder, epochs_done)
+    All files but log.txt are written anew from the run's state when the run is resumed: so they hold what the
+    checkpoint knows, with no epoch missing or double, whatever happened to them in between.
+    """
+
+    def __init__(self, folder: Path, state: RunState, data: Data) -> None:
+        self.folder, self.config = folder, state.config
+        lines = "".join(json.dumps(row) + "\n" for row in state.rows)
         with writing(folder):
-            # rows, and TensorBoard's points, of epochs after the checkpoint will come again
-            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_atomically(folder / CONFIG, (json.dumps(state.config, indent=2) + "\n").encode())
             write_atomically(folder / METRICS, lines.encode())
-            self.tensorboard = SummaryWriter(str(folder), purge_step=epochs_done + 1 if epochs_done else None)
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            # a TensorBoard that is running forgets, at this mark, the points that it has read before
+            self.tensorboard = SummaryWriter(str(folder), purge_step=0)
+            self._describe(data)
+            for row in state.rows:
+                self._plot(row)
+            self.tensorboard.flush()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -109,61 +120,59 @@ class RunLog:
         with writing(self.folder / LOG), open(self.folder / LOG, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def begin(self, args: UserInput, data: Data, config: dict[str, Any]) -> None:
-        """Write what stands fixed before the first step: settings, images as the network gets them."""
-        with writing(self.folder):
-            write_atomically(self.folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-            board = self.tensorboard
-            table = "\n".join(f"| {name} | {value} |" for name, value in config["settings"].items())
-            board.add_text("settings", f"| setting | value |\n| --- | --- |\n{table}", 0)
-            board.add_text("command", f"    {config['command']}", 0)
-            images, _ = next(data.train.batches(epoch=1))
-            grid = make_grid(data.normalisation.undo(images[:GRID_IMAGES]), nrow=8, padding=1)
-            board.add_image("augmented training images", grid, 0)
-            splits = ["train", "validation", "test"] if data.validation else ["train", "test"]
-            charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
-            board.add_custom_scalars({"training and test": charts})
-            for summary in self._hparams(config)[:2]:
-                board.file_writer.add_summary(summary)
-            board.flush()
-        self.say(f"{config['command']}\n{config['device']}, {config['precision']}, {config['started'][:19]}")
+    def begin(self) -> None:
+        """Head the text log."""
+        config, data = self.config, self.config["data"]
+        self.say(f"{config['command']}\n{config['device']}, {config['precision']}, {config['started']}")
         self.say(
-            f"{config['parameters']:,} parameters, {data.train.images:,} training and {data.test.images:,} "
-            f"test images of {len(data.classes)} classes a pass"
+            f"{config['parameters']:,} parameters, {data['train_images']:,} training and {data['test_images']:,} "
+            f"test images of {len(data['classes'])} classes\n{HEADING}"
         )
-        self.say(HEADING)
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
         """Write the figures of an epoch that is done; `row` is its line of metrics.jsonl."""
-        self.rows.append(row)
         with writing(self.folder):
             with open(self.folder / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            for key, tag in TAGS.items():
-                if key in row:
-                    self.tensorboard.add_scalar(tag, row[key], row["epoch"])
+            self._plot(row)
             self.tensorboard.flush()
         self.say(
             f"{row['epoch']:5d}  {row['learning_rate']:13.3g}  {row['train_loss']:12.4f}  {row['train_top1']:7.2f}"
             f"  {row['test_loss']:12.4f}  {row['test_top1']:7.2f}  {row['train_seconds']:9.1f}"
-            f"  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}  {self.total_seconds():7.1f}"
+            f"  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}  {total_seconds:7.1f}"
         )
 
-    def end(self, config: dict[str, Any]) -> None:
+    def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
         with writing(self.folder):
-            self.tensorboard.file_writer.add_summary(self._hparams(config)[2])
+            self.tensorboard.file_writer.add_summary(self._hparams()[2])
             self.tensorboard.flush()
 
-    def total_seconds(self) -> float:
-        """Training and test of all the epochs so far, those before a resumption included."""
-        return sum(row["train_seconds"] + row["test_seconds"] for row in self.rows)
+    def _plot(self, row: dict[str, Any]) -> None:
+        for key, tag in TAGS.items():
+            if key in row:
+                self.tensorboard.add_scalar(tag, row[key], row["epoch"], walltime=row["finished"])
 
-    def _hparams(self, config: dict[str, Any]) -> tuple[Any, Any, Any]:
+    def _describe(self, data: Data) -> None:
+        """What stands fixed before the first step: settings, charts, images as the network gets them."""
+        board, config = self.tensorboard, self.config
+        table = "\n".join(f"| {name} | {value} |" for name, value in config["settings"].items())
+        board.add_text("settings", f"| setting | value |\n| --- | --- |\n{table}", 0)
+        board.add_text("command", f"    {config['command']}", 0)
+        images, _ = next(data.train.batches(epoch=1))
+        grid = make_grid(data.normalisation.undo(images[:GRID_IMAGES]), nrow=8, padding=1)
+        board.add_image("augmented training images", grid, 0)
+        splits = ["train", "validation", "test"] if data.validation else ["train", "test"]
+        charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
+        board.add_custom_scalars({"training and test": charts})
+        for summary in self._hparams()[:2]:
+            board.file_writer.add_summary(summary)
+
+    def _hparams(self) -> tuple[Any, Any, Any]:
         """Columns, start and end of the run's row: settings, and the last values of the scalars."""
         settings = {
             name: "none" if value is None else value
-            for name, value in config["settings"].items()
+            for name, value in self.config["settings"].items()
             if name not in FREE_ON_RESUME
         }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")

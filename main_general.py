@@ -8,42 +8,49 @@ A run writes into runs/<Baseline|Lambda>/<date>_lr<lr>_<host>/: watch it with `t
 Ctrl-C saves a checkpoint and leaves; `--resume` goes on from there.
 """
 
+import math
 import sys
+import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from checkpoints import Position, load_checkpoint, save_checkpoint
+from checkpoints import RunState, load_checkpoint, save_checkpoint
 from data_preprocessing import Data, load_data
 from errors import one_line_errors
 from interruption import StopRequest
 from log_data import RunLog, start_config
-from model_preparation import Training, find_device, peak_memory, prepare_training, set_determinism
+from model_preparation import (
+    Training,
+    find_device,
+    peak_memory,
+    prepare_training,
+    reset_peak_memory,
+    set_determinism,
+)
 from nntest import Evaluation, evaluate
 from nntrain import EpochProgress, train_epoch
-from run_folder import find_run, make_run_folder, read_config
+from run_folder import find_run, locked, make_run_folder
 from user_input import UserInput, load_user_input
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to. Top-1 in percent, losses as means over images, of the last epoch that was done."""
+    """What a run came to. Top-1 in percent, losses as means over images; `nan` where no epoch was done."""
 
     folder: Path
     epochs: int
     parameters: int
-    train_loss: float
+    train_loss: float  # these four of the last epoch
     train_top1: float
     test_loss: float
     test_top1: float
-    best_epoch: int
+    best_epoch: int  # by the validation images where there are any, else by the test images; for information
     best_top1: float
-    seconds: float
-    images_per_second: float
+    seconds: float  # training and test of all epochs
+    images_per_second: float  # in training
     stopped_by: int | None = None  # the signal that ended it early
 
 
@@ -57,63 +64,52 @@ def main(args: UserInput) -> RunResult:
     set_determinism(args.deterministic)
     data = load_data(args, device)
     training = prepare_training(args, len(data.classes), device)
-    with StopRequest() as stop:
-        folder, position, log = start_or_resume(args, data, training)
-        with log:
-            bar = tqdm(total=args.epochs, initial=position.epochs_done, desc="epochs", leave=False, disable=None)
-            while position.epochs_done < args.epochs:
-                row = run_epoch(data, training, position, stop)
-                if row is not None:
-                    log.epoch(row)
+    folder = make_run_folder(args) if args.resume is None else find_run(args)
+    with StopRequest() as stop, locked(folder):
+        state, log = begin_or_resume(args, folder, data, training)
+        with log, tqdm(total=args.epochs, initial=state.epochs_done, desc="epochs", leave=False, disable=None) as bar:
+            while state.epochs_done < args.epochs:
+                if run_epoch(data, training, state, stop):
+                    log.epoch(state.rows[-1], total_seconds(state))
                     bar.update()
-                if stop() or position.epochs_done % args.checkpoint_every == 0 or position.epochs_done == args.epochs:
-                    save_checkpoint(folder, args, data, training, position)
+                if stop() or state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs:
+                    save_checkpoint(folder, state, training)
                 if stop():
                     break
-            bar.close()
-            result = summarise(
-                folder, training, position, log, stop.signal if position.epochs_done < args.epochs else None
-            )
+            result = summarise(folder, state, stop)
             report(args, log, result)
     return result
 
 
-def start_or_resume(args: UserInput, data: Data, training: Training) -> tuple[Path, Position, RunLog]:
-    """A new run folder with all that is fixed from the start, or an old one and where it stands."""
-    if args.resume is not None:
-        folder = find_run(args)
-        position, passed_over = load_checkpoint(folder, args, training)
-        log = RunLog(folder, position.epochs_done)
-        for line in passed_over:
-            log.say(line)
-        log.say(f"resumed after {position.epochs_done} epochs and {position.progress.steps} steps of the next")
-        return folder, position, log
-    started = datetime.now()
-    folder = make_run_folder(args, started)
-    log = RunLog(folder, 0)
-    log.begin(args, data, start_config(args, data, training, started))
-    return folder, Position(), log
+def begin_or_resume(args: UserInput, folder: Path, data: Data, training: Training) -> tuple[RunState, RunLog]:
+    """A run at its beginning, or where its newest sound checkpoint has it."""
+    if args.resume is None:
+        state = RunState(start_config(args, data, training))
+        log = RunLog(folder, state, data)
+        log.begin()
+        return state, log
+    state, passed_over = load_checkpoint(folder, args, training)
+    log = RunLog(folder, state, data)
+    steps = state.progress.steps
+    log.say("\n".join([*passed_over, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
+    return state, log
 
 
-def run_epoch(data: Data, training: Training, position: Position, stop: StopRequest) -> dict[str, Any] | None:
-    """Train and test once and move `position` on; None where `stop` ended the epoch early."""
-    epoch = position.epochs_done + 1
-    if training.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(training.device)
-    position.progress = train_epoch(training, data.train, epoch, position.progress, stop)
-    if position.progress.steps < len(data.train):
-        return None
+def run_epoch(data: Data, training: Training, state: RunState, stop: StopRequest) -> bool:
+    """Train and test once and move `state` on; False where `stop` ended the epoch early."""
+    epoch = state.epochs_done + 1
+    reset_peak_memory(training.device)
+    state.progress = train_epoch(training, data.train, epoch, state.progress, stop)
+    if state.progress.steps < len(data.train):
+        return False
     validation = evaluate(training, data.validation, "validation", stop) if data.validation else None
     test = evaluate(training, data.test, "test", stop)
     if test is None or (data.validation and validation is None):
-        return None
-    row = epoch_row(epoch, training, position.progress, validation, test)
-    judged = validation or test
-    if judged.top1 > position.best_top1:
-        position.best_epoch, position.best_top1 = epoch, judged.top1
+        return False
+    state.rows.append(epoch_row(epoch, training, state.progress, validation, test))
+    state.progress = EpochProgress()
     training.end_epoch()
-    position.epochs_done, position.progress = epoch, EpochProgress()
-    return row
+    return True
 
 
 def epoch_row(
@@ -131,28 +127,38 @@ def epoch_row(
         "test_seconds": test.seconds,
         "images_per_second": trained.images_per_second,
         "peak_memory_gib": peak_memory(training.device) / 2**30,
+        "finished": time.time(),
     }
     if validation:
         row |= {"validation_loss": validation.loss, "validation_top1": validation.top1}
     return row
 
 
-def summarise(folder: Path, training: Training, position: Position, log: RunLog, stopped_by: int | None) -> RunResult:
-    """The run's figures; not a number where no epoch was done."""
-    nothing = dict.fromkeys(("train_loss", "train_top1", "test_loss", "test_top1"), float("nan"))
-    last = log.rows[-1] if log.rows else nothing
-    train_seconds = sum(row["train_seconds"] for row in log.rows)
-    images = sum(row["train_seconds"] * row["images_per_second"] for row in log.rows)
+def total_seconds(state: RunState) -> float:
+    """Training and test of all the epochs so far, those before a resumption included."""
+    return sum(row["train_seconds"] + row["test_seconds"] for row in state.rows)
+
+
+def summarise(folder: Path, state: RunState, stop: StopRequest) -> RunResult:
+    """The figures of a run that is done, or stopped."""
+    settings, data = state.config["settings"], state.config["data"]
+    none = {"epoch": 0} | dict.fromkeys(
+        ("train_loss", "train_top1", "test_loss", "test_top1", "validation_top1"), math.nan
+    )
+    rows = state.rows or [none]
+    judge = "validation_top1" if data["validation_images"] else "test_top1"
+    best = max(rows, key=lambda row: row[judge])
+    train_seconds = sum(row["train_seconds"] for row in state.rows)
     return RunResult(
         folder=folder,
-        epochs=position.epochs_done,
-        parameters=training.parameters(),
-        **{name: last[name] for name in nothing},
-        best_epoch=position.best_epoch,
-        best_top1=position.best_top1,
-        seconds=log.total_seconds(),
-        images_per_second=images / train_seconds if train_seconds else 0.0,
-        stopped_by=stopped_by,
+        epochs=state.epochs_done,
+        parameters=state.config["parameters"],
+        **{name: rows[-1][name] for name in ("train_loss", "train_top1", "test_loss", "test_top1")},
+        best_epoch=best["epoch"],
+        best_top1=best[judge],
+        seconds=total_seconds(state),
+        images_per_second=state.epochs_done * data["train_images"] / train_seconds if train_seconds else 0.0,
+        stopped_by=stop.signal if state.epochs_done < settings["epochs"] else None,
     )
 
 
@@ -161,7 +167,7 @@ def report(args: UserInput, log: RunLog, result: RunResult) -> None:
     if result.epochs < args.epochs:
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {result.folder}")
         return
-    log.end(read_config(result.folder))
+    log.end()
     log.say(
         f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
         f"{result.images_per_second:.0f} images/s\n{result.folder}\ntensorboard --logdir {args.runs_path}"

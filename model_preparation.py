@@ -194,6 +194,12 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type.upper()}, {torch.get_num_threads()} threads"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that was in use on the device so far; on the CPU, the most that the process held."""
     if device.type == "cuda":

@@ -4,12 +4,17 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from user_input import UserInput
@@ -17,11 +22,12 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
+LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 GROUPS = {"lambda": "Lambda", "baseline": "Baseline"}
 
 
-def make_run_folder(args: "UserInput", started: datetime) -> Path:
+def make_run_folder(args: "UserInput") -> Path:
     """Make `runs/<Baseline|Lambda>/<MonDD_HH-MM-SS>_lr<lr>_<host>`; a number follows where that name is taken.
 
     Raises:
@@ -29,7 +35,7 @@ def make_run_folder(args: "UserInput", started: datetime) -> Path:
     """
     group = args.runs_path / GROUPS[args.model]
     host = re.sub(r"[^\w.-]", "-", socket.gethostname())
-    name = f"{started:%b%d_%H-%M-%S}_lr{args.initial_lr:g}_{host}"
+    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{args.initial_lr:g}_{host}"
     try:
         group.mkdir(parents=True, exist_ok=True)
         return _make_new(group, name)
@@ -60,12 +66,41 @@ def find_run(args: "UserInput") -> Path:
         runs = [path.parent for path in group.glob(f"*/{CONFIG}") if checkpoint_files(path.parent)]
         if not runs:
             raise InputError(f"resume: there is no run with a checkpoint in {group}")
-        return max(runs, key=lambda folder: (read_config(folder)["started"], folder.name))
+        return max(runs, key=lambda folder: (read_config(folder)["number"], folder.name))
     if not (folder / CONFIG).is_file():
         raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
     if not checkpoint_files(folder):
         raise InputError(f"resume: {folder} holds no checkpoint")
     return folder
+
+
+def next_number(args: "UserInput") -> int:
+    """One more than the highest number of the model's runs, by which the newest is known, whatever the clock says."""
+    numbers = [0]
+    for path in (args.runs_path / GROUPS[args.model]).glob(f"*/{CONFIG}"):
+        with suppress(InputError):  # a damaged run is no reason against a new one
+            numbers.append(read_config(path.parent)["number"])
+    return 1 + max(numbers)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run to one process; the lock goes with the process, however that ends.
+
+    Raises:
+        InputError: another process is at it.
+    """
+    with writing(folder / LOCK):
+        file = open(folder / LOCK, "a")  # noqa: SIM115 - closed below
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"resume: another process is training {folder}") from error
+            except OSError:
+                pass  # a file system without locks
+        yield
 
 
 @contextmanager
@@ -98,22 +133,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["settings"], config["started"]
+        config["settings"], config["number"]
         return config
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"resume: {path} cannot be read ({type(error).__name__})") from error
-
-
-def read_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` up to and including epoch `epochs`, oldest first."""
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # the line that was being written when the run was killed
-        if row["epoch"] <= epochs:
-            rows.append(row)
-    return rows

@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, and that an interrupted one comes to what an undisturbed one does."""
 
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import main_general
+import run_folder
 from checkpoints import load_checkpoint, write_atomically
 from data_preprocessing import load_data
 from errors import InputError
@@ -23,10 +25,10 @@ from log_data import TAGS
 from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress
-from run_folder import checkpoint_files, read_metrics
+from run_folder import checkpoint_files
 from user_input import PROJECT, UserInput, load_user_input
 
-TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib")
+TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
 
 
 def flags(args: UserInput) -> list[str]:
@@ -38,16 +40,19 @@ def start(args: UserInput, *more: str, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def figures(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl without what depends on the clock and the machine."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(folder)]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     board.Reload()
-    timed = {TAGS[name] for name in TIMES}
+    timed = {TAGS.get(name) for name in TIMES}
     tags = [tag for tag in board.Tags()["scalars"] if tag not in timed]
     return {tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in tags}
 
@@ -95,7 +100,7 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: tuple[UserInput, RunResu
     assert config["versions"]["torch"] == torch.__version__
     assert config["data"]["classes"] == ["nought", "one", "two"]
     assert config["parameters"] == result.parameters
-    rows = read_metrics(folder, args.epochs)
+    rows = read_metrics(folder)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.0005, 0.0025, 0.001875, 0.000625])
     last = rows[-1]
@@ -111,11 +116,11 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: tuple[UserInput, RunResu
 
 
 def test_tensorboard_has_every_curve_the_images_and_the_hparams(undisturbed: tuple[UserInput, RunResult]) -> None:
-    args, result = undisturbed
+    _, result = undisturbed
     board = EventAccumulator(str(result.folder))
     board.Reload()
-    rows = read_metrics(result.folder, args.epochs)
-    for key in rows[0].keys() - {"epoch"}:
+    rows = read_metrics(result.folder)
+    for key in rows[0].keys() - {"epoch", "finished"}:
         points = board.Scalars(TAGS[key])
         assert [point.step for point in points] == [1, 2, 3, 4]
         assert [point.value for point in points] == pytest.approx([row[key] for row in rows])
@@ -179,10 +184,10 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
     whole = main_general.run_epoch
 
-    def killed(data, training, position, stop):
-        if position.epochs_done == 3:  # one epoch after the checkpoint
+    def killed(data, training, state, stop):
+        if state.epochs_done == 3:  # one epoch after the checkpoint
             raise MemoryError
-        return whole(data, training, position, stop)
+        return whole(data, training, state, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "run_epoch", killed)
@@ -205,12 +210,20 @@ def test_resuming_a_finished_run_says_its_figures_again(undisturbed: tuple[UserI
     assert figures(result.folder) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "one bit"])
+def test_a_damaged_checkpoint_is_passed_over(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, how: str
+) -> None:
     args, expected = undisturbed
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
     folder = main(args).folder
     newest = checkpoint_files(folder)[-1]
-    newest.write_bytes(newest.read_bytes()[:100_000])
+    if how == "cut":
+        newest.write_bytes(newest.read_bytes()[:100_000])
+    else:
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
     resumed = main(dataclasses.replace(args, resume="latest"))
     assert_same_run(resumed.folder, expected.folder)
     assert "epoch0004.pt is damaged and was passed over" in (folder / "log.txt").read_text()
@@ -218,6 +231,31 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed: tuple[UserInput, RunRe
         path.write_bytes(b"")
     with pytest.raises(InputError, match="resume: no checkpoint in .* is sound"):
         main(dataclasses.replace(args, resume="latest"))
+
+
+def test_damaged_logs_are_written_anew(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path))
+    folder = main(args).folder
+    (folder / "metrics.jsonl").write_bytes(b"\0garbage")
+    for events in folder.glob("events*"):
+        events.write_bytes(events.read_bytes()[:500])
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"no run folder \(there is no config.json in it\)"):
+        main(dataclasses.replace(args, resume=str(folder)))
+    (folder / "config.json").write_text("{}")
+    main(dataclasses.replace(args, resume=str(folder)))
+    assert_same_run(folder, expected.folder)
+    assert json.loads((folder / "config.json").read_text())["settings"] == dataclasses.asdict(args)
+
+
+def test_a_run_is_trained_by_one_process(undisturbed: tuple[UserInput, RunResult]) -> None:
+    args, result = undisturbed
+    with (
+        run_folder.locked(result.folder),
+        pytest.raises(InputError, match="resume: another process is training"),
+    ):
+        main(dataclasses.replace(args, resume=str(result.folder)))
 
 
 def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[UserInput, RunResult]) -> None:
@@ -246,16 +284,21 @@ def test_the_newest_run_is_resumed(small: UserInput) -> None:
     assert main(dataclasses.replace(args, resume="latest")).folder == folders[1]
 
 
-def test_two_runs_of_one_second_have_a_folder_each(small: UserInput) -> None:
-    moment = main_general.datetime(2026, 11, 3, 4, 5, 6)
-    names = [main_general.make_run_folder(small, moment).name for _ in range(3)]
+def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 11, 3, 4, 5, 6)
+
+    monkeypatch.setattr(run_folder, "datetime", Clock)
+    names = [run_folder.make_run_folder(small).name for _ in range(3)]
     assert names[0].startswith("Nov03_04-05-06_lr0.0005_")
     assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
 
 
 def test_validation_images_judge_and_are_logged(small: UserInput) -> None:
     result = main(dataclasses.replace(small, validation_fraction=0.3, epochs=2))
-    rows = read_metrics(result.folder, 2)
+    rows = read_metrics(result.folder)
     assert result.best_top1 == max(row["validation_top1"] for row in rows)
     assert {tag for tag in scalars(result.folder) if tag.startswith("loss/")} == {
         "loss/train",
@@ -268,8 +311,9 @@ def test_a_checkpoint_gives_the_network_that_was_tested(undisturbed: tuple[UserI
     args, result = undisturbed
     data = load_data(args, torch.device("cpu"))
     training = prepare_training(args, len(data.classes), torch.device("cpu"))
-    position, passed_over = load_checkpoint(result.folder, args, training)
-    assert (position.epochs_done, position.progress, passed_over) == (4, EpochProgress(), [])
+    state, passed_over = load_checkpoint(result.folder, args, training)
+    assert (state.epochs_done, state.progress, passed_over) == (4, EpochProgress(), [])
+    assert state.rows == read_metrics(result.folder)
     test = main_general.evaluate(training, data.test)
     assert (test.loss, test.top1) == (result.test_loss, result.test_top1)
 
