@@ -19,7 +19,7 @@ import torch
 from errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
-from run_folder import CHECKPOINTS, checkpoint_files, writing
+from run_folder import CHECKPOINTS, checkpoint_files, read_config, writing
 from user_input import UserInput, contradictions, from_saved
 
 KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there is one before it
@@ -72,18 +72,21 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
     """Put `training` and the random states where the newest sound checkpoint of a run left them.
 
     Returns:
-        The run's state, and a line for each newer checkpoint that was passed over because it is damaged.
+        The run's state, and a line for each newer checkpoint that was passed over, damaged or another run's, and why.
 
     Raises:
         InputError: no checkpoint is sound, or its settings are not those of `args`.
     """
-    passed_over = []
+    identity, passed_over = read_config(folder)["id"], []
     for path in reversed(checkpoint_files(folder)):
         try:
             saved = read_checkpoint(path)
             state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
+            if state.config["id"] != identity:
+                raise InputError("it is another run's")
         except Exception as error:  # a damaged file fails in whichever way its bytes happen to
-            passed_over.append(f"{path.name} is damaged and was passed over ({type(error).__name__})")
+            reason = " ".join(str(error).split())[:200]
+            passed_over.append(f"{path.name} was passed over: {type(error).__name__}, {reason}")
             continue
         if differences := contradictions(args, from_saved(state.config["settings"], path)):
             raise InputError(f"resume: the settings contradict those of {folder}: {'; '.join(differences)}")

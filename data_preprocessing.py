@@ -233,21 +233,22 @@ def _fits_in_memory(args: UserInput, images: int) -> bool:
     return args.image_size <= SMALL_IMAGE and size <= args.memory_gib * 2**30
 
 
+def _flips(args: UserInput) -> bool:
+    return args.dataset != "digits"  # a mirrored digit is no digit
+
+
 # --------------------------------------------------------------------------------------------------- in memory
 
 
 def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
     pixels = [_decode(part, args.image_size) for part in parts]
-    normalisation = (
-        Normalisation(*CIFAR10_STATISTICS) if args.dataset == "cifar10" else measure_normalisation(pixels[0])
+    known = args.dataset == "cifar10"
+    normalisation = Normalisation(*CIFAR10_STATISTICS) if known else measure_normalisation(pixels[0])
+    train, *others = (
+        PlainLoader(images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation)
+        for part, images in zip(parts, pixels, strict=True)
     )
-    loaders: list[Loader] = []
-    for number, (part, images) in enumerate(zip(parts, pixels, strict=True)):
-        loader = PlainLoader(
-            images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation
-        )
-        loaders.append(AugmentedLoader.of(loader, args.seed, args.dataset != "digits") if number == 0 else loader)
-    return loaders, normalisation
+    return [AugmentedLoader.of(train, args.seed, _flips(args)), *others], normalisation
 
 
 def _decode(image_set: ImageSet, side: int) -> Tensor:
@@ -364,13 +365,20 @@ def mix(*numbers: int) -> int:
 
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
     normalisation, side = Normalisation(*IMAGENET_STATISTICS), args.image_size
-    flip = 0.5 if args.dataset != "digits" else 0.0
-    augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(flip)])
+    augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(0.5 if _flips(args) else 0.0)])
     centre = v2.Compose([v2.Resize(round(side * RESIZE_RATIO)), v2.CenterCrop(side)])
-    stream = StreamLoader(parts[0], augment, args.batch_size, normalisation, args.seed, True, args.workers, device)
-    stream = replace(stream, batch_size=min(args.batch_size, len(parts[0].labels)))
-    plain = [replace(stream, image_set=part, transform=centre, train=False) for part in parts[1:]]
-    return [stream, *plain], normalisation
+    train = StreamLoader(
+        image_set=parts[0],
+        transform=augment,
+        batch_size=min(args.batch_size, len(parts[0].labels)),
+        normalisation=normalisation,
+        seed=args.seed,
+        train=True,
+        workers=args.workers,
+        device=device,
+    )
+    others = [replace(train, image_set=part, transform=centre, train=False) for part in parts[1:]]
+    return [train, *others], normalisation
 
 
 @dataclass(frozen=True)

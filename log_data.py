@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 import subprocess
+import uuid
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %   
 def start_config(args: UserInput, data: Data, training: Training) -> dict[str, Any]:
     """All that it takes to repeat a run, or to use its network elsewhere: the content of config.json."""
     return {
+        "id": uuid.uuid4().hex,  # by which a run knows its own checkpoints
         "number": next_number(args),
         "command": args.command(),
         "started": datetime.now().isoformat(timespec="seconds"),

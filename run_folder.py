@@ -133,7 +133,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["settings"], config["number"]
-        return config
+        return {"id": config["id"], "number": int(config["number"]), "settings": config["settings"], **config}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"resume: {path} cannot be read ({type(error).__name__})") from error

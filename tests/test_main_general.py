@@ -226,7 +226,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         newest.write_bytes(content)
     resumed = main(dataclasses.replace(args, resume="latest"))
     assert_same_run(resumed.folder, expected.folder)
-    assert "epoch0004.pt is damaged and was passed over" in (folder / "log.txt").read_text()
+    assert "epoch0004.pt was passed over: BadZipFile, " in (folder / "log.txt").read_text()
     for path in checkpoint_files(folder):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="resume: no checkpoint in .* is sound"):
@@ -240,13 +240,25 @@ def test_damaged_logs_are_written_anew(undisturbed: tuple[UserInput, RunResult],
     (folder / "metrics.jsonl").write_bytes(b"\0garbage")
     for events in folder.glob("events*"):
         events.write_bytes(events.read_bytes()[:500])
+    main(dataclasses.replace(args, resume=str(folder)))
+    assert_same_run(folder, expected.folder)
+    (folder / "config.json").write_text('{"settings": ')
+    with pytest.raises(InputError, match="config.json cannot be read"):
+        main(dataclasses.replace(args, resume=str(folder)))
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"no run folder \(there is no config.json in it\)"):
         main(dataclasses.replace(args, resume=str(folder)))
-    (folder / "config.json").write_text("{}")
-    main(dataclasses.replace(args, resume=str(folder)))
-    assert_same_run(folder, expected.folder)
-    assert json.loads((folder / "config.json").read_text())["settings"] == dataclasses.asdict(args)
+
+
+def test_another_runs_checkpoint_is_passed_over(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args, expected = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path))
+    folder = main(args).folder
+    stranger = checkpoint_files(expected.folder)[-1]
+    (folder / "checkpoints" / "epoch0004.pt").write_bytes(stranger.read_bytes())
+    resumed = main(dataclasses.replace(args, resume=str(folder)))
+    assert "epoch0004.pt was passed over: InputError, it is another run's" in (folder / "log.txt").read_text()
+    assert_same_run(resumed.folder, expected.folder)
 
 
 def test_a_run_is_trained_by_one_process(undisturbed: tuple[UserInput, RunResult]) -> None:
