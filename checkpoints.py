@@ -77,6 +77,9 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
     Raises:
         InputError: no checkpoint is sound, or its settings are not those of `args`.
     """
+    with writing(folder):
+        for unfinished in (folder / CHECKPOINTS).glob("*.tmp"):
+            unfinished.unlink()
     identity, passed_over = read_config(folder)["id"], []
     for path in reversed(checkpoint_files(folder)):
         try:

@@ -3,11 +3,12 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from errors import InputError
 
@@ -23,6 +24,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
 LOCK = "lock"
+LOCK_PATIENCE = 10.0  # seconds; the loader's workers outlive a killed process, and hold its lock, for five or so
 CHECKPOINTS = "checkpoints"
 GROUPS = {"lambda": "Lambda", "baseline": "Baseline"}
 
@@ -93,14 +95,24 @@ def locked(folder: Path) -> Iterator[None]:
     with writing(folder / LOCK):
         file = open(folder / LOCK, "a")  # noqa: SIM115 - closed below
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"resume: another process is training {folder}") from error
-            except OSError:
-                pass  # a file system without locks
+        patience = time.monotonic() + LOCK_PATIENCE
+        while not _lock(file):
+            if time.monotonic() > patience:
+                raise InputError(f"resume: another process is training {folder}")
+            time.sleep(0.1)
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same_run, figures, flags, read_metrics, scalars, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -27,49 +28,6 @@ from model_preparation import prepare_training
 from nntrain import EpochProgress
 from run_folder import checkpoint_files
 from user_input import PROJECT, UserInput, load_user_input
-
-TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
-
-
-def flags(args: UserInput) -> list[str]:
-    return args.command().split()[2:]
-
-
-def start(args: UserInput, *more: str, **options) -> subprocess.Popen:
-    command = [sys.executable, str(PROJECT / "main_general.py"), *flags(args), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def figures(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl without what depends on the clock and the machine."""
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(folder)]
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    board.Reload()
-    timed = {TAGS.get(name) for name in TIMES}
-    tags = [tag for tag in board.Tags()["scalars"] if tag not in timed]
-    return {tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in tags}
-
-
-def final_state(folder: Path) -> dict:
-    return torch.load(checkpoint_files(folder)[-1], weights_only=True)["training"]
-
-
-def assert_same_run(folder: Path, expected: Path) -> None:
-    assert figures(folder) == figures(expected)
-    assert scalars(folder) == scalars(expected)
-    ours, theirs = final_state(folder), final_state(expected)
-    assert ours["scheduler"] == theirs["scheduler"]
-    for name, value in theirs["model"].items():
-        assert torch.equal(ours["model"][name], value), name
-    for index, state in theirs["optimizer"]["state"].items():
-        assert all(torch.equal(ours["optimizer"]["state"][index][key], value) for key, value in state.items())
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +219,11 @@ def test_another_runs_checkpoint_is_passed_over(undisturbed: tuple[UserInput, Ru
     assert_same_run(resumed.folder, expected.folder)
 
 
-def test_a_run_is_trained_by_one_process(undisturbed: tuple[UserInput, RunResult]) -> None:
+def test_a_run_is_trained_by_one_process(
+    undisturbed: tuple[UserInput, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     args, result = undisturbed
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.2)
     with (
         run_folder.locked(result.folder),
         pytest.raises(InputError, match="resume: another process is training"),

@@ -1,0 +1,163 @@
+"""The quick part of the reliability suite; `python tests/fault_injection.py` is the long one."""
+
+import dataclasses
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fault_injection import run_under_fire, small_run, undisturbed_run
+from runs import assert_same_run
+
+from checkpoints import read_checkpoint
+from data_preprocessing import load_data
+from errors import InputError
+from main_general import RunResult, main
+from model_preparation import find_device
+from run_folder import find_run, read_config
+from user_input import UserInput, from_saved, load_user_input
+
+
+def test_a_run_comes_through_kills(tmp_path: Path) -> None:
+    args = small_run(tmp_path, epochs=10)
+    expected, seconds = undisturbed_run(args)
+    attacked = dataclasses.replace(args, runs_dir=str(tmp_path / "attacked"))
+    folder, _ = run_under_fire(attacked, 2, seconds, random.Random(0))
+    assert_same_run(folder, expected)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult, RunResult]:
+    """A run of three epochs, and another of the same settings but the seed."""
+    args = small_run(tmp_path_factory.mktemp("finished"), epochs=3)
+    return args, main(args), main(dataclasses.replace(args, seed=1))
+
+
+def damage(path: Path, how: str, stranger: Path) -> None:
+    content = bytearray(path.read_bytes())
+    chance = random.Random(0)
+    if how == "flipped":
+        for _ in range(8):
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    changed = {
+        "emptied": b"",
+        "truncated": content[: len(content) * 2 // 3],
+        "flipped": content,
+        "garbage": chance.randbytes(2000),
+        "swapped": stranger.read_bytes(),
+    }
+    path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["emptied", "truncated", "flipped", "garbage", "swapped"])
+@pytest.mark.parametrize("kind", ["config.json", "metrics.jsonl", "log.txt", "events*", "checkpoints/epoch0003.pt"])
+def test_a_damaged_file_is_survived_or_named(
+    finished: tuple[UserInput, RunResult, RunResult], tmp_path: Path, kind: str, how: str
+) -> None:
+    args, result, other = finished
+    folder = tmp_path / "run"
+    shutil.copytree(result.folder, folder)
+    (victim,), (stranger,) = folder.glob(kind), other.folder.glob(kind)
+    damage(victim, how, stranger)
+    try:
+        main(dataclasses.replace(args, resume=str(folder)))
+    except InputError as error:
+        assert kind == "config.json"
+        assert "\n" not in str(error)
+        return
+    assert_same_run(folder, result.folder)
+    if kind.startswith("checkpoints"):
+        assert "epoch0003.pt was passed over" in (folder / "log.txt").read_text()
+
+
+def test_flipped_bits_never_pass_for_a_checkpoint(tmp_path: Path) -> None:
+    # a checkpoint's form, in a file small enough to be read two hundred times
+    small = tmp_path / "small.pt"
+    torch.save({"training": torch.arange(2000.0), "rows": [{"epoch": 1}]}, small)
+    content, chance = small.read_bytes(), random.Random(0)
+    caught = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+        small.write_bytes(flipped)
+        try:
+            state = read_checkpoint(small)
+        except Exception:
+            caught += 1
+            continue
+        assert torch.equal(state["training"], torch.arange(2000.0))
+        assert state["rows"] == [{"epoch": 1}]
+    assert caught > 150
+
+
+def test_mutated_configs_are_refused_in_one_line(
+    finished: tuple[UserInput, RunResult, RunResult], tmp_path: Path
+) -> None:
+    args, result, _ = finished
+    folder = tmp_path / "run"
+    shutil.copytree(result.folder, folder)
+    path, chance = folder / "config.json", random.Random(0)
+    content = path.read_bytes()
+    for _ in range(300):
+        mutated = bytearray(content)
+        for _ in range(chance.randrange(1, 4)):
+            where = chance.randrange(len(mutated))
+            mutated[where : where + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+        path.write_bytes(mutated)
+        try:
+            read = find_run(dataclasses.replace(args, resume=str(folder)))
+            from_saved(read_config(read)["settings"], path)
+        except InputError as error:
+            assert "\n" not in str(error)
+    for settings in (None, [], "text", {}, {**dataclasses.asdict(args), "heads": [4]}, {"heads": 4}):
+        path.write_text(json.dumps({**json.loads(content), "settings": settings}))
+        with pytest.raises(InputError):
+            from_saved(read_config(folder)["settings"], path)
+
+
+def test_random_command_lines_are_taken_or_refused(capsys: pytest.CaptureFixture) -> None:
+    chance = random.Random(0)
+    names = [f"--{field.name}" for field in dataclasses.fields(UserInput)]
+    values = [
+        "0",
+        "-1",
+        "3",
+        "1e400",
+        "nan",
+        "none",
+        "",
+        "LLLL",
+        "ß",
+        "--",
+        "-",
+        "cpu",
+        "9" * 400,
+        "0x10",
+        "1_0",
+        "é\n",
+    ]
+    for _ in range(400):
+        line = [chance.choice(names + values) for _ in range(chance.randrange(1, 6))]
+        try:
+            load_user_input(line)
+        except SystemExit as end:
+            assert end.code == 2, line
+            error = capsys.readouterr().err
+            assert error.startswith("error: "), line
+            assert error.count("\n") == 1, line
+
+
+def test_mutated_images_are_read_or_named(tmp_path: Path) -> None:
+    args = small_run(tmp_path, epochs=1)
+    victim = sorted((args.data_path / "train" / "one").iterdir())[0]
+    content, chance = victim.read_bytes(), random.Random(0)
+    for _ in range(100):
+        mutated = bytearray(content)
+        mutated[chance.randrange(len(mutated))] ^= 1 << chance.randrange(8)
+        victim.write_bytes(mutated)
+        try:
+            load_data(args, find_device("cpu"))
+        except InputError as error:
+            assert f"{victim.name} is no readable image" in str(error)
