@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import ResNet
 
-from fast_layers import FastConv2d, quicken
+from fast_layers import FastConv2d, folded, keep_freed_memory, linear, quicken
 from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
 
@@ -186,3 +187,43 @@ def test_export_keeps_the_network() -> None:
     x = torch.randn(2, 3, 32, 32)
     exported = torch.export.export(fast, (x,)).module()
     torch.testing.assert_close(exported(x), fast(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stages", STAGES)
+def test_folded_network_equals_evaluation_mode(stages: str, stem: str) -> None:
+    size = 32 if stem == "imagenet" else 12
+    model = quicken(make_network(stages, stem, size)).double()
+    keys = list(model.state_dict())
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        logits = folded(model)(x)
+        torch.testing.assert_close(logits, model.eval()(x), rtol=1e-9, atol=1e-9)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 4, 5), (0, 5)])
+def test_linear_equals_plain(shape: tuple, bias: bool) -> None:
+    plain = nn.Linear(5, 7, bias=bias)
+    x = torch.randn(shape)
+    given = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = plain(given[0]), linear(given[1], plain.weight, plain.bias)
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(y.sum(), [g, *plain.parameters()]) for y, g in zip(outputs, given, strict=True)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_products_are_counted() -> None:
+    x = torch.randn(2, 3, 32, 32)
+    counts = []
+    for model in (make_network("LLLL"), quicken(make_network("LLLL"))):
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+def test_memory_is_kept_or_not_touched() -> None:
+    assert keep_freed_memory() in (True, False)
+    torch.empty(1 << 21).fill_(1.0)
