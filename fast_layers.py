@@ -119,7 +119,7 @@ def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int
     """
     b, c, height, width = x.shape
     rows, columns = range(0, height, stride[0]), range(0, width, stride[1])
-    matrix = Windows.apply(weight.permute(0, 2, 3, 1), height, width, rows, columns)
+    matrix = Windows.apply(weight, height, width, rows, columns)
     bias = None if bias is None else bias.repeat(len(rows) * len(columns))
     flat = x.flatten(1) if (height, width) == (1, 1) else x.permute(0, 2, 3, 1).reshape(b, -1)
     y = linear(flat, matrix.view(-1, height * width * c), bias)
@@ -129,27 +129,30 @@ def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int
 
 
 class Windows(torch.autograd.Function):
-    """The taps (o, 3, 3, c) that each output at `rows`, `columns` reads from a map: (n out, o, height, width, c).
+    """The taps of a weight (o, c, 3, 3) that each output at `rows`, `columns` reads from a map: (n out, o, height, width, c).
 
     An output at row y reads the rows 0 to height − 1 of the map with the taps 1 − y and on. Autograd's own gradient of
     these slices would fill a whole zero weight for each of them.
     """
 
     @staticmethod
-    def forward(taps: Tensor, height: int, width: int, rows: range, columns: range) -> Tensor:
+    def forward(weight: Tensor, height: int, width: int, rows: range, columns: range) -> Tensor:
+        taps = weight.permute(0, 2, 3, 1)
         return torch.stack([taps[window] for window in _windows(height, width, rows, columns)])
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        taps, *ctx.map = inputs
-        ctx.shape = taps.shape
+        weight, *ctx.map = inputs
+        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        taps = gradient.new_zeros(ctx.shape)
+        (weight,) = ctx.saved_tensors
+        to_weight = torch.zeros_like(weight)
+        taps = to_weight.permute(0, 2, 3, 1)
         for window, part in zip(_windows(*ctx.map), gradient, strict=True):
             taps[window] += part
-        return taps, None, None, None, None
+        return to_weight, None, None, None, None
 
 
 def _windows(height: int, width: int, rows: range, columns: range) -> list[tuple[slice, slice, slice]]:
