@@ -129,7 +129,7 @@ def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int
 
 
 class Windows(torch.autograd.Function):
-    """The taps of a weight (o, c, 3, 3) that each output at `rows`, `columns` reads from a map: (n out, o, height, width, c).
+    """The taps of a weight (o, c, 3, 3) that each output reads from a map: (n out, o, height, width, c).
 
     An output at row y reads the rows 0 to height − 1 of the map with the taps 1 − y and on. Autograd's own gradient of
     these slices would fill a whole zero weight for each of them.

@@ -227,3 +227,13 @@ def test_products_are_counted() -> None:
 def test_memory_is_kept_or_not_touched() -> None:
     assert keep_freed_memory() in (True, False)
     torch.empty(1 << 21).fill_(1.0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_format_of_their_parameters(memory_format) -> None:
+    # PyTorch's fused optimizers on the CPU pair numbers by memory order, and go wrong silently where formats differ
+    model = quicken(make_network()).to(memory_format=memory_format)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.shape[2:] != (1, 1):  # whose two formats are one order
+            assert parameter.grad.stride() == parameter.stride(), name
