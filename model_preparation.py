@@ -13,6 +13,7 @@ from torchvision.models.resnet import ResNet
 
 from data_preprocessing import class_count
 from errors import InputError
+from fast_layers import keep_freed_memory, quicken
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
@@ -76,6 +77,8 @@ def prepare_training(args: UserInput, num_classes: int, device: torch.device) ->
         InputError: the device cannot compute in the precision that is asked for.
     """
     precision = choose_precision(args.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(args.seed)
     model = build_model(args, num_classes).to(device, memory_format=torch.channels_last)
     if args.compile:
@@ -111,7 +114,7 @@ def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = args.bn_momentum
-    return model
+    return quicken(model)
 
 
 def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:

@@ -1,0 +1,239 @@
+"""The fast layers give what the plain ones give: values, gradients, running statistics and state dicts."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import ResNet
+
+from fast_layers import FastConv2d, folded, keep_freed_memory, linear, quicken
+from resnet import build_resnet
+from resnet_lambda import build_lambda_resnet
+
+STAGES = ("CCCC", "LLLL", "CCLL")
+STEMS = ("imagenet", "cifar")
+
+
+def make_network(stages: str = "CCCC", stem: str = "imagenet", size: int = 32, seed: int = 0) -> ResNet:
+    """A thin network of plain modules, no branch of which starts at zero."""
+    torch.manual_seed(seed)
+    options = {"num_classes": 10, "stem": stem, "zero_init_residual": False, "width_per_group": 16}
+    if stages == "CCCC":
+        model = build_resnet(26, **options)
+    else:
+        model = build_lambda_resnet(26, stages=stages, image_size=size, **options)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for momentum in (1.0, 0.1):  # the statistics of one batch keep the maps of evaluation mode at a sound scale
+        for norm in norms:
+            norm.momentum = momentum
+        with torch.no_grad():
+            model.train()(torch.randn(16, 3, size, size))
+    return model
+
+
+def compare(plain: nn.Module, fast: nn.Module, x: Tensor, tolerance: float, gradients: float | None = None) -> None:
+    """Outputs, gradients to the input and to every parameter, and buffers of both on x are equal.
+
+    `tolerance` is of the largest value; `gradients`, where given, of the norm of a gradient instead.
+    """
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [module(given) for module, given in zip((plain, fast), inputs, strict=True)]
+    weights = torch.randn_like(outputs[0])
+    for output in outputs:
+        (output * weights).sum().backward()
+
+    def check(a: Tensor, b: Tensor, name: str, of_norm: float | None = None) -> None:
+        assert a.dtype == b.dtype, name
+        assert a.shape == b.shape, name
+        if of_norm is not None:
+            assert (b - a).norm() <= of_norm * a.norm(), name
+        else:
+            assert (b - a).abs().max() <= tolerance * max(1.0, a.abs().max().item()), name
+
+    check(*outputs, "output")
+    check(inputs[0].grad, inputs[1].grad, "gradient of the input", gradients)
+    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        assert b.grad is not None, name
+        check(a.grad, b.grad, f"gradient of {name}", gradients)
+    for (name, a), b in zip(plain.named_buffers(), fast.buffers(), strict=True):
+        check(a, b, name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stages", STAGES)
+def test_network_equals_plain_in_double(stages: str, stem: str, training: bool) -> None:
+    size = 32 if stem == "imagenet" else 12
+    plain = make_network(stages, stem, size).double().train(training)
+    fast = quicken(copy.deepcopy(plain))
+    compare(plain, fast, torch.randn(6, 3, size, size, dtype=torch.float64), 1e-10)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_network_equals_plain_in_single(stages: str) -> None:
+    plain = make_network(stages).train()
+    fast = quicken(copy.deepcopy(plain)).to(memory_format=torch.channels_last)
+    # a rounding that carries one of a million ReLUs across zero changes a gradient by more than a rounding
+    compare(plain.eval(), fast.eval(), torch.randn(8, 3, 32, 32), 1e-4, gradients=2e-2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, (1, 2)])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1), (3, 3), (5, 2), (7, 4), (8, 8)])
+def test_convolution_equals_plain(size: tuple, kernel: int, stride: int | tuple, bias: bool, memory_format) -> None:
+    plain = nn.Conv2d(6, 10, kernel, stride, padding=kernel // 2, bias=bias).double()
+    fast = quicken(copy.deepcopy(plain))
+    assert type(fast) is FastConv2d
+    compare(plain, fast, torch.randn(3, 6, *size, dtype=torch.float64).contiguous(memory_format=memory_format), 1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(1, 1), (1, 8), (3, 1), (3, 2), (3, 5)])
+def test_convolution_equals_plain_in_single(kernel: int, size: int) -> None:
+    plain = nn.Conv2d(48, 64, kernel, padding=kernel // 2)
+    compare(plain, quicken(copy.deepcopy(plain)), torch.randn(16, 48, size, size), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "groups": 2, "padding": 1},
+        {"kernel_size": 1, "groups": 2},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": 1, "padding": 1},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": (1, 3), "padding": (0, 1)},
+    ],
+)
+def test_unusual_convolution_equals_plain(options: dict) -> None:
+    plain = nn.Conv2d(4, 6, **options).double()
+    compare(plain, quicken(copy.deepcopy(plain)), torch.randn(2, 4, 2, 2, dtype=torch.float64), 1e-12)
+
+
+def test_unbatched_map_equals_plain() -> None:
+    plain = nn.Conv2d(4, 6, 1).double()
+    compare(plain, quicken(copy.deepcopy(plain)), torch.randn(4, 5, 3, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(1, 3), (3, 1), (3, 2)])
+def test_gradients_of_gradients(kernel: int, size: int) -> None:
+    conv = quicken(nn.Conv2d(2, 3, kernel, padding=kernel // 2).double())
+    x = torch.randn(2, 2, size, size, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, x)
+    assert torch.autograd.gradgradcheck(conv, x)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_state_dict_loads_both_ways(stages: str) -> None:
+    plain, fast = make_network(stages), quicken(make_network(stages, seed=1))
+    keys = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in fast.state_dict().items()} == keys
+    plain.load_state_dict(fast.state_dict(), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fast.eval()(x), plain.eval()(x), rtol=1e-3, atol=1e-4)
+    fast.load_state_dict(make_network(stages).state_dict(), strict=True)
+    torch.testing.assert_close(fast.eval()(x), make_network(stages).eval()(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_autocast_equals_plain(stages: str) -> None:
+    plain = make_network(stages).train()
+    fast = quicken(copy.deepcopy(plain))
+    x = torch.randn(16, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        a, b = plain(x), fast(x)
+    assert a.dtype == b.dtype == torch.bfloat16
+    exact = plain(x)
+    assert (b.float() - exact).norm() < 2.0 * (a.float() - exact).norm()  # both are rounded, each in its own way
+    b.float().logsumexp(1).mean().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in fast.parameters())
+
+
+def test_features_are_extracted_by_tracing() -> None:
+    plain = make_network().eval()
+    names = {"layer1.0.conv1": "conv", "layer4": "last"}
+    extractor = create_feature_extractor(quicken(copy.deepcopy(plain)), names)
+    x = torch.randn(2, 3, 32, 32)
+    expected = create_feature_extractor(plain, names)(x)
+    for name, feature in extractor(x).items():
+        torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_synchronised_norms_keep_working() -> None:
+    plain = make_network()
+    fast = nn.SyncBatchNorm.convert_sync_batchnorm(quicken(copy.deepcopy(plain))).eval()
+    assert any(type(module) is nn.SyncBatchNorm for module in fast.modules())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fast(x), plain.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_see_every_convolution() -> None:
+    fast = quicken(make_network())
+    seen = []
+    convolutions = [module for module in fast.modules() if isinstance(module, nn.Conv2d)]
+    for module in convolutions:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    fast(torch.randn(2, 3, 32, 32))
+    assert len(seen) == len(convolutions)
+
+
+def test_export_keeps_the_network() -> None:
+    fast = quicken(make_network()).eval()
+    x = torch.randn(2, 3, 32, 32)
+    exported = torch.export.export(fast, (x,)).module()
+    torch.testing.assert_close(exported(x), fast(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stages", STAGES)
+def test_folded_network_equals_evaluation_mode(stages: str, stem: str) -> None:
+    size = 32 if stem == "imagenet" else 12
+    model = quicken(make_network(stages, stem, size)).double()
+    keys = list(model.state_dict())
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        logits = folded(model)(x)
+        torch.testing.assert_close(logits, model.eval()(x), rtol=1e-9, atol=1e-9)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 4, 5), (0, 5)])
+def test_linear_equals_plain(shape: tuple, bias: bool) -> None:
+    plain = nn.Linear(5, 7, bias=bias)
+    x = torch.randn(shape)
+    given = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = plain(given[0]), linear(given[1], plain.weight, plain.bias)
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(y.sum(), [g, *plain.parameters()]) for y, g in zip(outputs, given, strict=True)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_products_are_counted() -> None:
+    x = torch.randn(2, 3, 32, 32)
+    counts = []
+    for model in (make_network("LLLL"), quicken(make_network("LLLL"))):
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+def test_memory_is_kept_or_not_touched() -> None:
+    assert keep_freed_memory() in (True, False)
+    torch.empty(1 << 21).fill_(1.0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_format_of_their_parameters(memory_format) -> None:
+    # PyTorch's fused optimizers on the CPU pair numbers by memory order, and go wrong silently where formats differ
+    model = quicken(make_network()).to(memory_format=memory_format)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.shape[2:] != (1, 1):  # whose two formats are one order
+            assert parameter.grad.stride() == parameter.stride(), name
