@@ -162,8 +162,8 @@ class UserInput:
         _check_stages(self)
         if self.scope is not None and self.scope % 2 == 0:
             raise InputError(f"scope: {self.scope} is even; a window around a position has an odd side, or none")
-        if self.scope is not None and self.position == "absolute":
-            raise InputError("position: absolute embeddings need the whole map; take scope none, or position relative")
+        if self.scope is not None and self.position != "relative":
+            raise InputError(f"scope: a window needs position relative, not {self.position}; or take scope none")
         if "L" in self.stage_word:
             stage = self.stage_word.index("L")
             channels = NARROWEST_STAGE << stage
