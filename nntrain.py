@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data_preprocessing import Loader
@@ -41,6 +42,18 @@ class EpochProgress:
         return self.images / self.seconds if self.seconds else 0.0
 
 
+def train_step(training: Training, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One step on images (b, 3, s, s) and labels (b,) -> the loss, a number on the device, and logits (b, classes)."""
+    with training.autocast():
+        logits = training.model(pixels)
+        loss = training.loss(logits, labels)
+    training.scaler.scale(loss).backward()
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)
+    return loss, logits
+
+
 def train_epoch(
     training: Training,
     loader: Loader,
@@ -69,13 +82,7 @@ def train_epoch(
     bad_step = torch.tensor(0, device=device)  # the first step, from 1, with a loss that is not finite
     bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=None)
     for pixels, labels in bar:
-        with training.autocast():
-            logits = training.model(pixels)
-            loss = training.loss(logits, labels)
-        training.scaler.scale(loss).backward()
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad(set_to_none=True)
+        loss, logits = train_step(training, pixels, labels)
         with torch.no_grad():
             steps, images = steps + 1, images + len(labels)
             loss_sum += loss * len(labels)

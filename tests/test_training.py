@@ -133,7 +133,9 @@ def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
     assert (progress.steps, progress.images, progress.correct) == (2, 12, correct)
     assert progress.loss == pytest.approx(sum(losses) / 2, rel=1e-6)
     for (name, ours), theirs in zip(training.model.named_parameters(), parameters, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg=name)
+        # Adam makes a whole step of a gradient that is nought but for its rounding: those elements say nothing
+        known = plain.state[theirs].get("exp_avg_sq", torch.ones_like(theirs)) > 1e-20
+        torch.testing.assert_close(ours[known], theirs[known], rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_the_test_counts_every_image_once_and_each_alone() -> None:

@@ -1,0 +1,257 @@
+"""`python benchmark.py train` and `infer`: whole networks, ours beside the plain ones that they are to beat.
+
+Every row is a process of its own, so that nothing which one sets for its process (how memory is kept, which kernels
+were tried) helps another; the processes take turns, so that a disturbance of the machine meets them all.
+
+Plain rows: the study's λ-ResNet and torchvision's ResNet as a user gets them, contiguous, with Adam as it comes.
+Our rows: what `main_general.py` trains.
+"""
+
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from measuring import Timing, peak_memory, seconds
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from fast_layers import folded
+from LabelSmoothing import LabelSmoothing
+from model_preparation import PRECISIONS, prepare_training
+from nntrain import train_step
+from reference_networks import build_plain_resnet, build_study_lambda_resnet
+from user_input import UserInput
+
+IMAGE_SIZE, CLASSES = 32, 10
+WORDS = ("LCCC", "LLCC", "LLLC", "CLLL", "CCLL", "CCCL")
+WARM_UP, STEPS = 3, 2  # steps before the first turn, and in a turn
+PLAIN = {
+    "torchvision's ResNet-50": lambda stem: build_plain_resnet(stem=stem, num_classes=CLASSES),
+    "the study's λ-ResNet-50": lambda stem: build_study_lambda_resnet(
+        image_size=IMAGE_SIZE, num_classes=CLASSES, stem=stem
+    ),
+}
+OURS = {
+    "ResNet-50": {"model": "baseline"},
+    "λ-ResNet-50": {"model": "lambda"},
+    **{f"hybrid {word}": {"model": "lambda", "stages": word} for word in WORDS},
+}
+COMPARED = dict.fromkeys(OURS, "torchvision's ResNet-50") | {"λ-ResNet-50": "the study's λ-ResNet-50"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network as it is timed."""
+
+    network: str
+    stem: str
+    precision: str
+    batch_size: int
+    task: str  # train, infer, or infer folded: batch norms folded into the convolutions before them
+
+    @property
+    def label(self) -> str:
+        return f"{self.network}, {self.stem} stem, {self.precision}" + (", folded" if "folded" in self.task else "")
+
+
+class Description(NamedTuple):
+    """What a row's process tells before it is timed."""
+
+    parameters: int
+    flops: int  # of a step, by PyTorch's counter
+    memory: float  # MiB, highest in a step
+
+
+def benchmark_train(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Steps of training: forward, loss, backward, optimizer."""
+    return _benchmark(device, quick, ["train"], [128])
+
+
+def benchmark_infer(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Logits of a batch in evaluation mode, at several sizes of the batch."""
+    return _benchmark(device, quick, ["infer", "infer folded"], [128] if quick else [1, 128, 512])
+
+
+def rows(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[int]) -> list[Row]:
+    """The rows of a benchmark; `quick` keeps the two networks and their plain counterparts, in float32."""
+    if quick:
+        networks, stems, precisions = [*PLAIN, "ResNet-50", "λ-ResNet-50"], ["imagenet"], ["fp32"]
+    else:
+        networks, stems = [*PLAIN, *OURS], ["imagenet", "cifar"]
+        precisions = ["fp32", "bf16", "fp16"] if device.type == "cuda" else ["fp32", "bf16"]
+    return [
+        Row(network, stem, precision, batch_size, task)
+        for stem in stems
+        for precision in precisions
+        for batch_size in batch_sizes
+        for task in tasks
+        for network in networks
+        # the plain rows are what a plain user has: float32, nothing folded
+        if network in OURS or (precision == "fp32" and "folded" not in task)
+    ]
+
+
+def _benchmark(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[int]) -> dict[str, Any]:
+    results = []
+    everything = rows(device, quick, tasks, batch_sizes)
+    # those that are compared take turns; a group is as many processes as the memory must hold at once
+    groups = {(row.stem, row.batch_size, row.precision): [] for row in everything}
+    for row in everything:
+        groups[row.stem, row.batch_size, row.precision].append(row)
+    rates = {name: matrix_rate(device, name) for name in {row.precision for row in everything}}
+    for group in groups.values():
+        results += measure_rows(group, device, turns=4 if quick else 8)
+        print_rows(results[-len(group) :], rates)
+    summary = compare(results)
+    for line, ratio in summary.items():
+        print(f"{line}: {ratio:.2f} times as fast")
+    return {
+        "unit": "milliseconds per step of a batch: median, lower and upper quartile",
+        "memory": "highest in one step, MiB",
+        "matrix_products_per_second": rates,
+        "summary": summary,
+        "rows": results,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the processes
+
+
+def measure_rows(group: list[Row], device: torch.device, turns: int) -> list[dict[str, Any]]:
+    """Time the rows in turns, each in its process."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, descriptions = [], [], []
+    for row in group:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, row, str(device), torch.get_num_threads()), daemon=True)
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+        descriptions.append(ours.recv())  # one after the other: their first steps shall not disturb each other
+    times: list[list[float]] = [[] for _ in group]
+    for _ in tqdm(range(turns), f"{group[0].stem}, {group[0].precision}", leave=False, disable=None):
+        for pipe, measured in zip(pipes, times, strict=True):
+            pipe.send("time")
+            measured += pipe.recv()
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send("end")
+        process.join()
+    return [result(row, *parts) for row, *parts in zip(group, descriptions, times, strict=True)]
+
+
+def serve(pipe: Connection, row: Row, device_name: str, threads: int) -> None:
+    """A row's process: describe the step, then time it whenever the parent says so."""
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    torch.manual_seed(0)
+    step, model = prepare(row, device)
+    for _ in range(WARM_UP):
+        step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    pipe.send(Description(parameters, counter.get_total_flops(), peak_memory(step, device)))
+    while pipe.recv() == "time":
+        pipe.send([1e3 * seconds(step, device) for _ in range(STEPS)])
+
+
+def prepare(row: Row, device: torch.device) -> tuple[Callable[[], object], nn.Module]:
+    """The step of a row, on one fixed batch, and its network."""
+    images = torch.randn(row.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
+    labels = torch.randint(CLASSES, (row.batch_size,), device=device)
+    if row.network in PLAIN:
+        model = PLAIN[row.network](row.stem).to(device)
+        if row.task == "train":
+            optimizer = torch.optim.Adam(model.parameters(), 5e-4, (0.9, 0.9999), weight_decay=1e-4)
+            return plain_step(model, images, labels, optimizer), model
+        return inference(model.eval(), images, device, None), model
+    args = UserInput(stem=row.stem, precision=row.precision, dataset="digits", **OURS[row.network])
+    training = prepare_training(args, CLASSES, device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    if row.task == "train":
+        training.model.train()
+        return lambda: train_step(training, images, labels), training.model
+    model = folded(training.model) if "folded" in row.task else training.model.eval()
+    return inference(model, images, device, PRECISIONS[row.precision]), model
+
+
+def plain_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer):
+    """A step of training as it is commonly written."""
+    loss_function = LabelSmoothing(0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_function(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(model: nn.Module, images: torch.Tensor, device: torch.device, dtype: torch.dtype | None):
+    """The logits of one batch."""
+
+    @torch.inference_mode()
+    def step() -> torch.Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return model(images)
+
+    return step
+
+
+# --------------------------------------------------------------------------------------------------- the figures
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of this machine's own matrix product, the best of ten."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision] or torch.float32) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def result(row: Row, description: Description, times: list[float]) -> dict[str, Any]:
+    median, (low, _, high) = statistics.median(times), statistics.quantiles(times, n=4)
+    return {
+        "row": row.label,
+        **{name: getattr(row, name) for name in ("network", "stem", "precision", "batch_size", "task")},
+        "step_ms": Timing(median, low, high)._asdict(),
+        "images_per_second": row.batch_size / median * 1e3,
+        "parameters": description.parameters,
+        "flops": description.flops,
+        "peak_memory_mib": description.memory,
+    }
+
+
+def print_rows(results: list[dict[str, Any]], rates: dict[str, float]) -> None:
+    """A table for people."""
+    first = results[0]
+    print(f"\n{first['stem']} stem, batch {first['batch_size']}, {first['precision']}")
+    print(f"  {'':34}{'step ms':>22}{'images/s':>10}{'peak MiB':>10}{'GFLOP':>8}{'of matrix rate':>16}")
+    for row in sorted(results, key=lambda row: row["step_ms"]["median"]):
+        spread = "{median:.1f} ({low:.1f} to {high:.1f})".format(**row["step_ms"])
+        share = row["flops"] / row["step_ms"]["median"] * 1e3 / rates[row["precision"]]
+        name = row["network"] + (", folded" if "folded" in row["task"] else "")
+        print(
+            f"  {name:34}{spread:>22}{row['images_per_second']:>10.0f}{row['peak_memory_mib']:>10.0f}"
+            f"{row['flops'] / 1e9:>8.1f}{share:>16.0%}"
+        )
+
+
+def compare(results: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """How many times as fast our rows are as the plain ones, of the same stem and batch."""
+    results = list(results)
+    plain = {
+        (r["network"], r["stem"], r["batch_size"]): r["step_ms"]["median"] for r in results if r["network"] in PLAIN
+    }
+    lines = {}
+    for row in results:
+        if row["network"] in ("ResNet-50", "λ-ResNet-50"):
+            other = COMPARED[row["network"]]
+            reference = plain[other, row["stem"], row["batch_size"]]
+            name = f"{row['row']}, batch {row['batch_size']}, against {other} in fp32"
+            lines[name] = round(reference / row["step_ms"]["median"], 2)
+    return lines

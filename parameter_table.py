@@ -1,0 +1,79 @@
+"""Count the parameters of ImageNet λ-ResNets and set them beside the paper's tables.
+
+    python parameter_table.py        # a few seconds; on the meta device, so no memory is taken
+
+The paper's rows were counted with a scope of 23×23 positions for u = 1 and of 7×7 for u > 1.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from resnet_lambda import build_lambda_resnet
+
+TOLERANCE = 0.1  # million; the paper rounds to one decimal
+HEADS = (
+    "The layer's count is fixed by its shapes, d·(h·k + u·d/h + u·k): no reading of it that fits the other rows fits"
+)
+UNMATCHED = {
+    "k = 8, h = 2, u = 1": f"{HEADS} this one: values of d/2 channels cost more than the 8-head row's d/8 saves.",
+    "k = 8, h = 16, u = 1": f"{HEADS} this one: 16 heads take 0.1 M more than 4, not 0.8 M.",
+    "k = 2, h = 8, u = 1": f"{HEADS} this one: a smaller k cannot cost as much as k = 8 at 8 heads.",
+    "k = 4, h = 8, u = 1": f"{HEADS} this one: a smaller k cannot cost as much as k = 8 at 8 heads.",
+    "CCLL": "LLLL and CLLL, which differ from it in c2 and c3 alone, match; the difference is not explained.",
+    "depth 152": "The paper does not say what else its larger networks hold; these are the plain bottlenecks.",
+    "depth 200": "The paper does not say what else its larger networks hold; these are the plain bottlenecks.",
+}
+
+
+class Row(NamedTuple):
+    """A count of the paper, in millions, and the settings of its network."""
+
+    name: str
+    paper: float
+    settings: dict
+
+
+def paper_rows() -> list[Row]:
+    """The paper's Tables 3, 12 and 13, and its larger networks."""
+    depths = {
+        (8, 2, 1): 14.8, (8, 16, 1): 15.6, (2, 4, 1): 14.7, (4, 4, 1): 14.7, (8, 4, 1): 14.8, (16, 4, 1): 15.0,
+        (32, 4, 1): 15.4, (2, 8, 1): 14.7, (4, 8, 1): 14.7, (8, 8, 1): 14.7, (16, 8, 1): 15.1, (32, 8, 1): 15.7,
+        (8, 8, 4): 15.3, (8, 8, 8): 16.0, (16, 4, 4): 16.0,
+    }  # fmt: skip
+    words = {"CCCC": 25.6, "LCCC": 25.5, "LLCC": 25.0, "LLLC": 21.7, "LLLL": 15.0}
+    words |= {"CLLL": 15.1, "CCLL": 15.4, "CCCL": 18.8}
+    rows = [
+        Row(
+            f"k = {k}, h = {h}, u = {u}",
+            paper,
+            {"key_depth": k, "heads": h, "intra_depth": u, "scope": 23 if u == 1 else 7},
+        )
+        for (k, h, u), paper in depths.items()
+    ]
+    rows += [Row(word, paper, {"stages": word, "scope": 23}) for word, paper in words.items()]
+    return rows + [
+        Row(f"depth {depth}", paper, {"depth": depth, "scope": 23}) for depth, paper in ((152, 35), (200, 42))
+    ]
+
+
+def count(settings: dict) -> float:
+    """Millions of parameters of an ImageNet λ-ResNet."""
+    with torch.device("meta"):
+        model = build_lambda_resnet(**settings)
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+def matches(row: Row) -> bool:
+    return abs(count(row.settings) - row.paper) <= TOLERANCE
+
+
+def main() -> None:
+    print(f"{'λ-ResNet-50, 1000 classes':28}{'paper M':>9}{'here M':>9}")
+    for row in paper_rows():
+        note = "" if matches(row) else f"   {UNMATCHED[row.name]}"
+        print(f"{row.name:28}{row.paper:9.1f}{count(row.settings):9.2f}{note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+import benchmark_network
+import benchmark_scaling
+from benchmark_network import OURS, PLAIN, Row, compare, prepare, rows
+
+CPU = torch.device("cpu")
+
+
+def test_the_plain_rows_stand_beside_ours_in_float32_only() -> None:
+    everything = rows(CPU, False, ["train"], [128])
+    assert len(everything) == 2 * (2 * len(OURS) + len(PLAIN))
+    assert {row.precision for row in everything if row.network in PLAIN} == {"fp32"}
+    assert {row.network for row in rows(CPU, True, ["infer", "infer folded"], [128])} == {
+        *PLAIN,
+        "ResNet-50",
+        "λ-ResNet-50",
+    }
+
+
+@pytest.mark.parametrize("network", [*PLAIN, "ResNet-50", "λ-ResNet-50", "hybrid CCLL"])
+def test_a_step_trains(network: str) -> None:
+    step, model = prepare(Row(network, "imagenet", "fp32", 2, "train"), CPU)
+    before = model.fc.weight.clone()
+    step()
+    assert not torch.equal(model.fc.weight, before)
+    assert model.training
+
+
+def test_folded_and_unfolded_inference_give_the_same_logits() -> None:
+    results = []
+    for task in ("infer", "infer folded"):
+        torch.manual_seed(0)
+        step, _ = prepare(Row("λ-ResNet-50", "imagenet", "fp32", 2, task), CPU)
+        results.append(step())
+    assert results[0].shape == (2, 10)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+
+
+def test_rows_are_timed_in_processes_and_compared() -> None:
+    group = [Row(name, "imagenet", "fp32", 2, "infer") for name in ("torchvision's ResNet-50", "ResNet-50")]
+    measured = benchmark_network.measure_rows(group, CPU, turns=2)
+    assert [row["network"] for row in measured] == [row.network for row in group]
+    assert all(row["flops"] > 1e8 and row["peak_memory_mib"] > 0 for row in measured)
+    assert measured[1]["parameters"] == 23_528_522
+    assert measured[0]["images_per_second"] == pytest.approx(2e3 / measured[0]["step_ms"]["median"])
+    (ratio,) = compare(measured).values()
+    assert ratio == pytest.approx(measured[0]["step_ms"]["median"] / measured[1]["step_ms"]["median"], abs=0.01)
+
+
+def test_self_attention_is_the_formula() -> None:
+    torch.manual_seed(0)
+    layer = benchmark_scaling.SelfAttention2d(8, (2, 3), heads=2).double()
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
+    tokens = [x[0, :, row, column] for row in range(2) for column in range(3)]
+    query, key, value = (
+        torch.stack([weight @ token for token in tokens]) for weight in layer.to_queries_keys_values.weight.chunk(3)
+    )
+    for position in range(6):
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            scores = []
+            for other in range(6):
+                rows, columns = other // 3 - position // 3, other % 3 - position % 3
+                bias = layer.bias[head, (rows + 1) * 5 + columns + 2]
+                scores.append(query[position, part] @ key[other, part] / 2 + bias)
+            weights = torch.stack(scores).softmax(0)
+            expected = sum(weight * row for weight, row in zip(weights, value[:, part], strict=True))
+            torch.testing.assert_close(layer(x)[0, part, position // 3, position % 3], expected)
+
+
+def test_scaling_reports_and_draws_every_point(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(benchmark_scaling, "SIDES", (2, 4))
+    monkeypatch.setattr(benchmark_scaling, "BATCHES", (1, 2))
+    monkeypatch.setattr(benchmark_scaling, "DEPTHS", (26, 50))
+    monkeypatch.setattr(benchmark_scaling, "DIM", 8)
+    monkeypatch.setattr(benchmark_scaling, "BATCH", 1)
+    monkeypatch.setattr(benchmark_scaling, "SIDE", 4)
+    monkeypatch.setattr(benchmark_scaling, "NETWORK_BATCH", 2)
+    monkeypatch.setattr(benchmark_scaling, "BUDGET", 0.0)
+    monkeypatch.setattr(benchmark_scaling, "MOST_ATTENTION", 1000)
+    content = benchmark_scaling.benchmark_scaling(CPU, quick=True)
+    left_out = [point for point in content["points"] if "left_out" in point]
+    assert [(point["axis"], point["value"]) for point in left_out] == [("side", 4), ("batch", 1), ("batch", 2)]
+    assert len(content["points"]) == 2 * 3 * 4
+    benchmark_scaling.plot(content, "a machine", tmp_path / "scaling.svg")
+    assert "self-attention" in (tmp_path / "scaling.svg").read_text()
+    assert "left out: each attention map takes" in capsys.readouterr().out
