@@ -1,0 +1,563 @@
+"""Lambda layers (I. Bello, LambdaNetworks, ICLR 2021): global and local interactions without attention maps.
+
+One file, PyTorch alone. `LambdaLayer` works on maps, `LambdaLayer1d` on sequences, `LambdaLayer3d` on volumes.
+
+    layer = LambdaLayer(64, input_size=32)              # global context
+    layer = LambdaLayer(64, scope=7, intra_depth=4)     # lambda convolution, for inputs of any size
+    y = layer(x)                                        # (b, 64, H, W) -> (b, 64, H, W)
+
+Sizes, in comments and names throughout:
+    b batch            n query positions     m context positions   d channels
+    k key depth        v value depth         h heads               u intra-depth
+    r scope: side of a local context         t positions of a tile c positions of a tile's context
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Size = tuple[int, ...]  # one entry per spatial axis
+
+
+class Way(NamedTuple):
+    """How the position output is computed: "attention" or "lambda" (with a tile), "convolution" or "fft"."""
+
+    name: str
+    tile: Size = ()
+
+
+class LambdaLayer(nn.Module):
+    """y[n, h] = (λ_c + λ_p[n])ᵀ q[n, h], the heads concatenated; (b, dim, H, W) -> (b, dim_out, H, W)."""
+
+    axes = 2
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        *,
+        input_size: int | Sequence[int] | None = None,
+        key_depth: int = 16,
+        heads: int = 4,
+        intra_depth: int = 1,
+        scope: int | None = None,
+        position: str = "relative",
+        content: bool = True,
+        embedding: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        dim_out = dim if dim_out is None else dim_out
+        for name, count in {
+            "dim": dim,
+            "dim_out": dim_out,
+            "key_depth": key_depth,
+            "heads": heads,
+            "intra_depth": intra_depth,
+        }.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+        if dim_out % heads:
+            raise ValueError(f"heads ({heads}) must divide dim_out ({dim_out})")
+        if position not in ("relative", "absolute", "none"):
+            raise ValueError(f'position is {position!r}; it must be "relative", "absolute" or "none"')
+        if position == "none" and not content:
+            raise ValueError('content=False with position="none" leaves nothing to compute; keep one of them')
+        self.dim, self.dim_out = dim, dim_out
+        self.key_depth, self.value_depth = key_depth, dim_out // heads
+        self.heads, self.intra_depth = heads, intra_depth
+        self.scope, self.position, self.content = scope, position, content
+        self._way: Way | None = None  # forces a way of computing, for tests and benchmarks
+
+        h, k, v, u = heads, key_depth, self.value_depth, intra_depth
+        self.to_queries = nn.Linear(dim, h * k, bias=False)
+        self.to_keys = nn.Linear(dim, k * u, bias=False) if content else None
+        self.to_values = nn.Linear(dim, v * u, bias=False)
+        self.norm_queries = nn.BatchNorm1d(h * k)
+        self.norm_values = nn.BatchNorm1d(v * u)
+
+        if position == "none":
+            _refuse_needless(scope=scope, embedding=embedding)
+            self.input_size, self.embedding = None, None
+        else:
+            self.input_size = None if input_size is None else self._as_size(input_size)
+            shape = self._embedding_shape(input_size, key_depth, intra_depth, scope, position)
+            if embedding is not None and tuple(embedding.shape) != shape:
+                raise ValueError(f"embedding has shape {tuple(embedding.shape)}; this layer needs {shape}")
+            self.embedding = nn.Parameter(torch.empty(shape)) if embedding is None else embedding
+        self._shares_embedding = embedding is not None
+        self.reset_parameters()
+
+    @classmethod
+    def make_embedding(
+        cls,
+        *,
+        input_size: int | Sequence[int] | None = None,
+        key_depth: int = 16,
+        intra_depth: int = 1,
+        scope: int | None = None,
+        position: str = "relative",
+    ) -> nn.Parameter:
+        """An embedding ~ N(0, 1) for several layers to share: pass it to each as `embedding`."""
+        shape = cls._embedding_shape(input_size, key_depth, intra_depth, scope, position)
+        return nn.Parameter(torch.randn(shape))
+
+    @classmethod
+    def _as_size(cls, size: int | Sequence[int]) -> Size:
+        size = (size,) * cls.axes if isinstance(size, int) else tuple(size)
+        if len(size) != cls.axes or min(size) < 1:
+            raise ValueError(
+                f"input_size is {size}; it must be {cls.axes} positive length(s), or one for all"
+            )
+        return size
+
+    @classmethod
+    def _embedding_shape(
+        cls,
+        input_size: int | Sequence[int] | None,
+        key_depth: int,
+        intra_depth: int,
+        scope: int | None,
+        position: str,
+    ) -> Size:
+        if scope is not None:
+            if scope < 1 or scope % 2 == 0:
+                raise ValueError(
+                    f"scope is {scope}; it must be odd and positive, or None for a global context"
+                )
+            if position != "relative":
+                raise ValueError(f'scope={scope} needs position="relative", not {position!r}')
+            return (key_depth, intra_depth, *(scope,) * cls.axes)
+        if input_size is None:
+            raise ValueError("input_size is missing; a global position context needs it (or give a scope)")
+        size = cls._as_size(input_size)
+        if position == "absolute":
+            return (math.prod(size), math.prod(size), key_depth, intra_depth)
+        return (key_depth, intra_depth, *(2 * length - 1 for length in size))
+
+    def reset_parameters(self) -> None:
+        """The paper's initialisation; a shared embedding was drawn where it was made and is left alone."""
+        nn.init.normal_(self.to_queries.weight, std=(self.dim * self.key_depth) ** -0.5)
+        if self.to_keys is not None:
+            nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
+        nn.init.normal_(self.to_values.weight, std=self.dim**-0.5)
+        self.norm_queries.reset_parameters()
+        self.norm_values.reset_parameters()
+        if self.embedding is not None and not self._shares_embedding:
+            nn.init.normal_(self.embedding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != self.axes + 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"input has shape {tuple(x.shape)}; it must be (batch, {self.dim}, {self.axes} length(s))"
+            )
+        b, _, *size = x.shape
+        h, k, v, u = self.heads, self.key_depth, self.value_depth, self.intra_depth
+        x = x.flatten(2).transpose(1, 2)  # (b, n, d), a view of a channels-last input
+        query, key, value = self._project(x)
+        query = self.norm_queries(query.flatten(0, 1)).view(b, -1, h, k)
+        value = self.norm_values(value.flatten(0, 1)).view(b, -1, v, u)
+        outputs = []
+        if key is not None:
+            outputs.append(content_output(query, key.view(b, -1, k, u), value))
+        if self.position == "absolute":
+            outputs.append(self._absolute(query, value, tuple(size)))
+        elif self.position == "relative":
+            outputs.append(self._relative(query, value, tuple(size)))
+        y = sum(outputs[1:], outputs[0])  # (b, n, h, v)
+        return y.reshape(b, *size, self.dim_out).movedim(-1, 1)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        key = None if self.to_keys is None else self.to_keys(x)
+        return self.to_queries(x), key, self.to_values(x)
+
+    def _relative(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
+        if self.scope is None and any(s > limit for s, limit in zip(size, self.input_size, strict=True)):
+            raise ValueError(
+                f"input has size {size}; this layer's position embedding covers {self.input_size} at most: "
+                f"call resize_embedding({size}) first"
+            )
+        return relative_output(query, value, self.embedding, size, self._way)
+
+    def _absolute(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
+        if size != self.input_size:
+            raise ValueError(
+                f"input has size {size}; this layer's absolute position embedding needs {self.input_size}: "
+                f"call resize_embedding({size}) first"
+            )
+        return absolute_output(query, value, self.embedding, size, self._way)
+
+    @torch.no_grad()
+    def resize_embedding(self, new_size: int | Sequence[int]) -> None:
+        """Interpolate a global embedding linearly to another input size; layers that share it are to share anew."""
+        if self.embedding is None or self.scope is not None:
+            raise ValueError(
+                "resize_embedding needs a global position embedding; this layer takes any size as it is"
+            )
+        new_size = self._as_size(new_size)
+        old = self.embedding
+        if self.position == "relative":
+            new = _interpolate(old, tuple(2 * length - 1 for length in new_size))
+        else:
+            new = old.permute(2, 3, 0, 1)  # (k, u, n, m): first m is resized, then n
+            for _ in range(2):
+                new = _interpolate(new.unflatten(3, self.input_size), new_size).flatten(3).transpose(2, 3)
+            new = new.permute(2, 3, 0, 1)
+        self.embedding = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+        self.input_size = new_size
+
+    def extra_repr(self) -> str:
+        context = f"scope={self.scope}" if self.scope else f"input_size={self.input_size}"
+        return (
+            f"{self.dim}, {self.dim_out}, {context}, key_depth={self.key_depth}, heads={self.heads}, "
+            f"intra_depth={self.intra_depth}, position={self.position!r}, content={self.content}"
+        )
+
+
+class LambdaLayer1d(LambdaLayer):
+    """`LambdaLayer` for sequences: (b, dim, L) -> (b, dim_out, L)."""
+
+    axes = 1
+
+
+class LambdaLayer3d(LambdaLayer):
+    """`LambdaLayer` for volumes: (b, dim, D, H, W) -> (b, dim_out, D, H, W)."""
+
+    axes = 3
+
+
+def _refuse_needless(**arguments: object) -> None:
+    for name, given in arguments.items():
+        if given is not None:
+            raise ValueError(f'{name} is given, but position="none" has no position embedding')
+
+
+def _interpolate(table: Tensor, size: Size) -> Tensor:
+    """(..., *old size) -> (..., *size), linearly, ends on ends."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    leading = table.shape[: -len(size)]
+    table = table.reshape(1, -1, *table.shape[-len(size) :])
+    return F.interpolate(table, size, mode=mode, align_corners=True).view(*leading, *size)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Content and position outputs
+
+
+def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries."""
+    b, n, h, k = query.shape
+    key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
+    value = value.transpose(2, 3).reshape(b, key.shape[1], -1)  # (b, m·u, v)
+    content_lambda = torch.bmm(key.transpose(1, 2), value)  # (b, k, v)
+    return torch.bmm(query.reshape(b, n * h, k), content_lambda).view(b, n, h, -1)
+
+
+def relative_output(
+    query: Tensor, value: Tensor, table: Tensor, size: Size, way: Way | None = None
+) -> Tensor:
+    """Position output with E[n, m] = table[:, :, m - n + centre], zero outside the table.
+
+    query (b, n, h, k), value (b, n, v, u), table (k, u, *odd sides) -> (b, n, h, v)
+    """
+    table = _middle(table, size).to(query.dtype)
+    scope = tuple(table.shape[2:])
+    way = way or choose_way(size, scope, *query.shape[2:], *value.shape[2:])
+    if way.name in MAP_LAMBDAS:
+        order = partial(_map_order, MAP_LAMBDAS[way.name], size)
+        per_image = math.prod(size) * query.shape[3] * value.shape[2]
+        return _in_chunks(_recomputed(order), query, value, table, per_image)
+    tiling = Tiling(size, tuple(map(min, way.tile, size)), scope)
+    return _tiled_output(way.name, tiling, query, value, tiling.expand(table))
+
+
+def absolute_output(
+    query: Tensor, value: Tensor, embedding: Tensor, size: Size, way: Way | None = None
+) -> Tensor:
+    """Position output with one embedding for every pair of positions.
+
+    query (b, n, h, k), value (b, m, v, u), embedding (n, m, k, u) -> (b, n, h, v)
+    """
+    scope = tuple(2 * length - 1 for length in size)
+    way = way or choose_way(size, scope, *query.shape[2:], *value.shape[2:], only_whole=True)
+    expanded = embedding.to(query.dtype).permute(0, 2, 1, 3).flatten(2)  # (n, k, m·u)
+    return _tiled_output(way.name, Tiling(size, size, scope), query, value, expanded)
+
+
+def _middle(table: Tensor, size: Size) -> Tensor:
+    """Drop the offsets that no two positions of the input have: at most 2·length - 1 per axis are left."""
+    for axis, length in enumerate(size, start=2):
+        excess = max(0, table.shape[axis] - (2 * length - 1)) // 2
+        table = table.narrow(axis, excess, table.shape[axis] - 2 * excess)
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tiles: dense products between the positions of a tile and the positions of its context
+
+
+class Tiling(NamedTuple):
+    """Cuts the positions into tiles; all the tiles share one dense embedding (t, k, c·u).
+
+    Along an axis, a tile shorter than the map has a context wider than itself by (scope - 1), zero-padded at the
+    borders; a tile as long as the map has the map itself as its context.
+    """
+
+    size: Size
+    tile: Size
+    scope: Size
+
+    @property
+    def halo(self) -> Size:
+        return tuple(0 if t >= s else r // 2 for s, t, r in zip(*self, strict=True))
+
+    @property
+    def context(self) -> Size:
+        return tuple(t + 2 * halo for t, halo in zip(self.tile, self.halo, strict=True))
+
+    @property
+    def blocks(self) -> Size:
+        return tuple(-(-s // t) for s, t in zip(self.size, self.tile, strict=True))
+
+    def expand(self, table: Tensor) -> Tensor:
+        """(k, u, *scope) -> (t, k, c·u): entry (i, j) of an axis is the offset j - i, counted from its context."""
+        k, u, *_ = table.shape
+        axes = len(self.size)
+        for axis, (t, r, c, halo) in enumerate(
+            zip(self.tile, self.scope, self.context, self.halo, strict=True)
+        ):
+            margin = t - 1 - (r // 2 - halo)
+            padding = [0, 0] * (table.dim() - 3 - axis) + [margin, margin]
+            table = F.pad(table, padding).unfold(2 + axis, c, 1).flip(2 + axis)
+        tile, context = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
+        return table.permute(*tile, 0, *context, 1).reshape(math.prod(self.tile), k, -1)  # (t, k, c·u)
+
+    def group(self, x: Tensor, *, tile_first: bool) -> Tensor:
+        """(b, n, h, k) -> (t, h·B, k) where the tile comes first, else (B, t·h, k), for B = b·tiles."""
+        b, _, h, k = x.shape
+        axes = len(self.size)
+        ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks, strict=True))
+        x = _pad(x.unflatten(1, self.size), ends)
+        x = x.reshape(b, *(side for pair in zip(self.blocks, self.tile, strict=True) for side in pair), h, k)
+        tile, blocks = range(2, 2 * axes + 2, 2), range(1, 2 * axes + 1, 2)
+        if tile_first:
+            x = x.permute(*tile, -2, 0, *blocks, -1)
+            return x.reshape(math.prod(self.tile), -1, k)
+        return x.permute(0, *blocks, *tile, -2, -1).reshape(-1, math.prod(self.tile) * h, k)
+
+    def ungroup(self, x: Tensor, h: int, *, tile_first: bool) -> Tensor:
+        """The inverse of `group`: -> (b, n, h, k)."""
+        axes = len(self.size)
+        if tile_first:
+            x = x.view(*self.tile, h, -1, *self.blocks, x.shape[-1])
+            x = x.permute(axes + 1, *(i for a in range(axes) for i in (axes + 2 + a, a)), axes, -1)
+        else:
+            x = x.view(-1, *self.blocks, *self.tile, h, x.shape[-1])
+            x = x.permute(0, *(i for a in range(axes) for i in (1 + a, 1 + axes + a)), -2, -1)
+        x = x.reshape(
+            x.shape[0], *(n * t for n, t in zip(self.blocks, self.tile, strict=True)), *x.shape[-2:]
+        )
+        for axis, length in enumerate(self.size, start=1):
+            x = x.narrow(axis, 0, length)
+        return x.flatten(1, axes)
+
+    def windows(self, value: Tensor) -> Tensor:
+        """(b, m, v, u) -> (B, c·u, v): the context of every tile."""
+        axes = len(self.size)
+        x = _pad(value.unflatten(1, self.size), self._margins())
+        for axis, (c, t) in enumerate(zip(self.context, self.tile, strict=True), start=1):
+            x = x.unfold(axis, c, t)
+        blocks, context = range(1, axes + 1), range(axes + 3, 2 * axes + 3)
+        x = x.permute(0, *blocks, *context, axes + 2, axes + 1)
+        return x.reshape(-1, math.prod(self.context) * value.shape[3], value.shape[2])
+
+    def fold(self, grad: Tensor, u: int) -> Tensor:
+        """The transpose of `windows`: (B, c·u, v) -> (b, m, v, u), summed where windows overlap."""
+        axes, v = len(self.size), grad.shape[-1]
+        x = grad.view(-1, *self.blocks, *self.context, u, v)
+        blocks, context = range(1, axes + 1), range(axes + 1, 2 * axes + 1)
+        x = x.permute(0, *blocks, -1, -2, *context)
+        padded = [before + s + after for s, (before, after) in zip(self.size, self._margins(), strict=True)]
+        for axis in reversed(range(axes)):
+            shape = [*x.shape[: axis + 1], padded[axis], *x.shape[axis + 2 : -1]]
+            x = torch.ops.aten.unfold_backward(x, shape, axis + 1, self.context[axis], self.tile[axis])
+        for axis, (length, (before, _)) in enumerate(zip(self.size, self._margins(), strict=True), start=1):
+            x = x.narrow(axis, before, length)
+        return x.flatten(1, axes)
+
+    def _margins(self) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            (halo, halo + n * t - s)
+            for s, t, n, halo in zip(self.size, self.tile, self.blocks, self.halo, strict=True)
+        )
+
+
+def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
+    """Zero-pad the spatial axes of (b, *size, ·, ·)."""
+    if not any(map(any, margins)):
+        return x
+    return F.pad(x, [0, 0, 0, 0, *(side for margin in reversed(margins) for side in margin)])
+
+
+def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+    positions, (h, k), v = math.prod(tiling.blocks) * len(expanded), query.shape[2:], value.shape[2]
+    if name == "attention":
+        order, per_image = partial(AttentionOrder.apply, tiling), positions * h * expanded.shape[2]
+    else:
+        order, per_image = _recomputed(partial(_lambda_order, tiling)), positions * k * v
+    return _in_chunks(order, query, value, expanded, per_image)
+
+
+class AttentionOrder(torch.autograd.Function):
+    """a = query·E (b, n, h, c·u), then a·value. The backward pass computes a again rather than keep it."""
+
+    @staticmethod
+    def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+        ctx.tiling = tiling
+        ctx.save_for_backward(query, value, expanded)
+        h = query.shape[2]
+        queries = tiling.group(query, tile_first=True)
+        attention = _attention(queries, expanded, h)
+        return tiling.ungroup(torch.bmm(attention, tiling.windows(value)), h, tile_first=False)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        query, value, expanded = ctx.saved_tensors
+        tiling, h = ctx.tiling, query.shape[2]
+        queries = tiling.group(query, tile_first=True)  # (t, h·B, k)
+        grad = tiling.group(grad, tile_first=False)  # (B, t·h, v)
+        attention = _attention(queries, expanded, h)  # (B, t·h, c·u)
+        grad_windows = torch.bmm(attention.transpose(1, 2), grad)
+        grad_attention = torch.bmm(grad, tiling.windows(value).transpose(1, 2))
+        grad_attention = grad_attention.transpose(0, 1).reshape(len(queries), -1, expanded.shape[2])
+        grad_queries = torch.bmm(grad_attention, expanded.transpose(1, 2))
+        grad_expanded = torch.bmm(queries.transpose(1, 2), grad_attention)
+        grad_query = tiling.ungroup(grad_queries, h, tile_first=True)
+        return None, grad_query, tiling.fold(grad_windows, value.shape[3]), grad_expanded
+
+
+def _attention(queries: Tensor, expanded: Tensor, h: int) -> Tensor:
+    """(t, h·B, k) x (t, k, c·u) -> (B, t·h, c·u)"""
+    t, _, c = expanded.shape
+    return torch.bmm(queries, expanded).view(t * h, -1, c).transpose(0, 1)
+
+
+def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+    _, _, h, k = query.shape
+    windows = tiling.windows(value)  # (B, c·u, v)
+    position_lambda = torch.matmul(expanded.flatten(0, 1), windows)  # (B, t·k, v)
+    queries = tiling.group(query, tile_first=False)  # (B, t·h, k)
+    y = torch.bmm(queries.reshape(-1, h, k), position_lambda.view(-1, k, windows.shape[2]))  # (B·t, h, v)
+    return tiling.ungroup(y, h, tile_first=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Lambdas of whole maps: convolution and FFT
+
+
+def _map_order(map_lambda: Callable, size: Size, query: Tensor, value: Tensor, table: Tensor) -> Tensor:
+    position_lambda = map_lambda(value.permute(0, 2, 3, 1).unflatten(3, size), table)  # (b, v, k, *size)
+    return torch.einsum("bnhk,bvkn->bnhv", query, position_lambda.flatten(3))
+
+
+def _convolution_lambda(value: Tensor, table: Tensor) -> Tensor:
+    """The values' v is folded into the batch: (b, v, u, *size), (k, u, *scope) -> (b, v, k, *size)."""
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[table.dim() - 3]
+    padding = tuple(r // 2 for r in table.shape[2:])
+    return convolution(value.flatten(0, 1), table, padding=padding).unflatten(0, value.shape[:2])
+
+
+def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
+    """The same in frequencies, in float32 at the least: sums over a map overflow in half precision."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    dims = tuple(range(-(table.dim() - 2), 0))
+    scope, size = table.shape[2:], value.shape[3:]
+    padded = tuple(_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True))
+    values = torch.fft.rfftn(value.to(dtype), padded, dim=dims)  # (b, v, u, *f)
+    kernels = torch.fft.rfftn(table.to(dtype).flip(dims), padded, dim=dims)  # (k, u, *f)
+    product = sum(values[:, :, None, i] * kernels[:, i] for i in range(table.shape[1]))  # (b, v, k, *f)
+    position_lambda = torch.fft.irfftn(product, padded, dim=dims)
+    for dim, s, r in zip(dims, size, scope, strict=True):
+        position_lambda = position_lambda.narrow(dim, r // 2, s)
+    return position_lambda.to(value.dtype)
+
+
+MAP_LAMBDAS = {"convolution": _convolution_lambda, "fft": _fft_lambda}
+
+
+def _fft_length(length: int) -> int:
+    """The next length with no prime factor above 5: others take up to 5 times as long."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Chunks of the batch
+
+# the most floats that a chunk's largest intermediate may have
+CACHED = 2**18  # on the CPU: half of an L2 cache
+DEVICE_CHUNK = 2**28  # elsewhere, only to bound the memory: 1 GiB
+
+
+def _in_chunks(order: Callable, query: Tensor, value: Tensor, embedding: Tensor, per_image: int) -> Tensor:
+    """The batch in pieces whose largest intermediate (`per_image` floats per image) stays in cache."""
+    most = CACHED if query.device.type == "cpu" else DEVICE_CHUNK
+    chunk = max(1, most // per_image)
+    if torch.compiler.is_compiling() or chunk >= len(query):
+        return order(query, value, embedding)
+    chunks = zip(query.split(chunk), value.split(chunk), strict=True)
+    return torch.cat([order(queries, values, embedding) for queries, values in chunks])
+
+
+def _recomputed(order: Callable) -> Callable:
+    """`order` whose backward pass computes the position lambdas (b, n, k, v) again instead of keeping them."""
+
+    def recomputed(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+        return checkpoint(order, query, value, embedding, use_reentrant=False, preserve_rng_state=False)
+
+    return recomputed
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The rule
+
+
+@torch.compiler.assume_constant_result
+def choose_way(size: Size, scope: Size, h: int, k: int, v: int, u: int, only_whole: bool = False) -> Way:
+    """The cheapest way by `cost`."""
+    return _cheapest(size, scope, h, k, v, u, only_whole)
+
+
+@lru_cache
+def _cheapest(size: Size, scope: Size, h: int, k: int, v: int, u: int, only_whole: bool) -> Way:
+    tiles = [size] if only_whole else list(product(*({1, 2, 4, 8, s} - set(range(s + 1, 9)) for s in size)))
+    ways = [Way(name, tile) for name in ("attention", "lambda") for tile in tiles]
+    if not only_whole:
+        ways += [Way("convolution"), Way("fft")]
+    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u))
+
+
+def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int) -> float:
+    n = math.prod(size)
+    if way.name == "convolution":
+        return 3 * n * math.prod(scope) * u * k * v
+    if way.name == "fft":
+        padded = math.prod(_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True))
+        return padded * k * v * (20 * math.log2(padded) + 2 * u)
+    tiling = Tiling(size, way.tile, scope)
+    t, c, blocks = math.prod(way.tile), math.prod(tiling.context) * u, math.prod(tiling.blocks)
+    if way.name == "attention":
+        return blocks * (t * c * h * (k + v) + 20 * (t * c * h + c * v)) + t * c * k
+    return blocks * (t * c * k * v + 20 * (t * k * v + c * v)) + t * c * k
