@@ -1,6 +1,7 @@
 """The lambda layer as loops over its formula: nothing here is shared with lambda_layer.py, nothing is fast.
 
-Sizes: b batch, n query positions, m context positions, d channels, k key depth, v value depth, h heads, u intra-depth.
+Sizes: b batch, n query positions, m context positions, d channels, k key depth, v value depth, h heads,
+u intra-depth.
 """
 
 import itertools
