@@ -178,7 +178,9 @@ class LambdaLayer(nn.Module):
         linears = [linear for linear in (self.to_queries, self.to_values, self.to_keys) if linear is not None]
         projected = F.linear(x, torch.cat([linear.weight for linear in linears]))
         # contiguous: batch norm takes twice as long over a slice
-        parts = [part.contiguous() for part in projected.split([linear.out_features for linear in linears], dim=2)]
+        parts = [
+            part.contiguous() for part in projected.split([linear.out_features for linear in linears], dim=2)
+        ]
         return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
     def _relative(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
@@ -331,44 +333,36 @@ class Tiling(NamedTuple):
 
     def expand(self, table: Tensor) -> Tensor:
         """(k, u, *scope) -> (t, k, c·u): entry (i, j) of an axis has the offset j - i - halo."""
-        k, _u, *_ = table.shape
-        axes = len(self.size)
+        k, axes = len(table), len(self.size)
         for axis, (t, r, c, halo) in enumerate(
             zip(self.tile, self.scope, self.context, self.halo, strict=True)
         ):
             margin = t - 1 - (r // 2 - halo)
-            padding = [0, 0] * (table.dim() - 3 - axis) + [margin, margin]
-            table = F.pad(table, padding).unfold(2 + axis, c, 1).flip(2 + axis)
+            table = F.pad(table, [0, 0] * (table.dim() - 3 - axis) + [margin, margin])
+            table = _toeplitz(table.movedim(2 + axis, -1), t, c).movedim(
+                (-2, -1), (2 + axis, 2 + axes + axis)
+            )
         tile, context = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
-        return table.permute(*tile, 0, *context, 1).reshape(math.prod(self.tile), k, -1)  # (t, k, c·u)
+        return table.permute(*tile, 0, *context, 1).reshape(math.prod(self.tile), k, -1)
 
-    def group(self, x: Tensor, *, tile_first: bool) -> Tensor:
-        """(b, n, h, k) -> (t, h·B, k) where the tile comes first, else (B, t·h, k), for B = b·tiles."""
-        b, _, h, k = x.shape
+    def group(self, x: Tensor) -> Tensor:
+        """(b, n, h, k) -> (t, h, B, k) for B = b·tiles."""
         axes = len(self.size)
         ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks, strict=True))
         x = _pad(x.unflatten(1, self.size), ends)
-        x = x.reshape(b, *(side for pair in zip(self.blocks, self.tile, strict=True) for side in pair), h, k)
-        tile, blocks = range(2, 2 * axes + 2, 2), range(1, 2 * axes + 1, 2)
-        if tile_first:
-            x = x.permute(*tile, -2, 0, *blocks, -1)
-            return x.reshape(math.prod(self.tile), -1, k)
-        return x.permute(0, *blocks, *tile, -2, -1).reshape(-1, math.prod(self.tile) * h, k)
+        for axis in reversed(range(axes)):
+            x = x.unflatten(1 + axis, (self.blocks[axis], self.tile[axis]))
+        blocks, tile = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+        x = x.permute(*tile, -2, 0, *blocks, -1)
+        return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
 
-    def ungroup(self, x: Tensor, h: int, *, tile_first: bool) -> Tensor:
-        """The inverse of `group`: -> (b, n, h, k)."""
+    def ungroup(self, x: Tensor) -> Tensor:
+        """The inverse of `group`."""
         axes = len(self.size)
-        if tile_first:
-            x = x.view(*self.tile, h, -1, *self.blocks, x.shape[-1])
-            x = x.permute(axes + 1, *(i for a in range(axes) for i in (axes + 2 + a, a)), axes, -1)
-        else:
-            x = x.view(-1, *self.blocks, *self.tile, h, x.shape[-1])
-            x = x.permute(0, *(i for a in range(axes) for i in (1 + a, 1 + axes + a)), -2, -1)
-        x = x.reshape(
-            x.shape[0], *(n * t for n, t in zip(self.blocks, self.tile, strict=True)), *x.shape[-2:]
-        )
+        x = x.unflatten(2, (-1, *self.blocks)).unflatten(0, self.tile)  # (*tile, h, b, *blocks, k)
+        x = x.permute(axes + 1, *(i for axis in range(axes) for i in (axes + 2 + axis, axis)), axes, -1)
         for axis, length in enumerate(self.size, start=1):
-            x = x.narrow(axis, 0, length)
+            x = x.flatten(axis, axis + 1).narrow(axis, 0, length)
         return x.flatten(1, axes)
 
     def windows(self, value: Tensor) -> Tensor:
@@ -413,6 +407,18 @@ class Tiling(NamedTuple):
         )
 
 
+def _toeplitz(diagonals: Tensor, t: int, c: int) -> Tensor:
+    """(..., t + c - 1) -> (..., t, c) with entry (i, j) = diagonals[t - 1 + j - i].
+
+    Copies in a row, read with rows shorter by one, shift by one from row to row; the backward pass is a sum,
+    where that of an index would be scattered additions.
+    """
+    if t == 1:
+        return diagonals.unsqueeze(-2)
+    copies = diagonals.roll(1 - t, -1).unsqueeze(-2).expand(*diagonals.shape[:-1], t, t + c - 1)
+    return copies.flatten(-2)[..., : t * (t + c - 2)].unflatten(-1, (t, t + c - 2))[..., :c]
+
+
 def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
     """Zero-pad the spatial axes of (b, *size, ·, ·)."""
     if not any(map(any, margins)):
@@ -421,55 +427,88 @@ def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
-    positions, (h, k), v = math.prod(tiling.blocks) * len(expanded), query.shape[2:], value.shape[2]
+    tiles, v = math.prod(tiling.blocks), value.shape[2]
     if name == "attention":
-        order, per_image = partial(AttentionOrder.apply, tiling), positions * h * expanded.shape[2]
+        order, per_image = partial(AttentionOrder.apply, tiling), -(-tiles * expanded.shape[2] * v // 8)
     else:
-        order, per_image = _recomputed(partial(_lambda_order, tiling)), positions * k * v
+        order, per_image = (
+            _recomputed(partial(_lambda_order, tiling)),
+            tiles * len(expanded) * query.shape[3] * v,
+        )
     return _in_chunks(order, query, value, expanded, per_image)
 
 
 class AttentionOrder(torch.autograd.Function):
-    """a = query·E (b, n, h, c·u), then a·value. The backward pass computes a again rather than keep it."""
+    """a = query·E (b, n, h, c·u), then a·value: by pieces of a that stay in cache, computed again for the gradients.
+
+    Double backward works, since the backward pass is made of differentiable operations.
+    """
 
     @staticmethod
     def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
         ctx.tiling = tiling
         ctx.save_for_backward(query, value, expanded)
-        h = query.shape[2]
-        queries = tiling.group(query, tile_first=True)
-        attention = _attention(queries, expanded, h)
-        return tiling.ungroup(torch.bmm(attention, tiling.windows(value)), h, tile_first=False)
+        queries, windows = tiling.group(query), tiling.windows(value)
+        y = query.new_empty(
+            windows.shape[0], queries.shape[0], queries.shape[1], value.shape[2]
+        )  # (B, t, h, v)
+        for tile, blocks in _pieces(queries, windows):
+            attention = _attention(queries[tile, :, blocks], expanded[tile])
+            y[blocks, tile] = torch.bmm(attention, windows[blocks]).view(y[blocks, tile].shape)
+        return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        query, value, expanded = ctx.saved_tensors
-        tiling, h = ctx.tiling, query.shape[2]
-        queries = tiling.group(query, tile_first=True)  # (t, h·B, k)
-        grad = tiling.group(grad, tile_first=False)  # (B, t·h, v)
-        attention = _attention(queries, expanded, h)  # (B, t·h, c·u)
-        grad_windows = torch.bmm(attention.transpose(1, 2), grad)
-        grad_attention = torch.bmm(grad, tiling.windows(value).transpose(1, 2))
-        grad_attention = grad_attention.transpose(0, 1).reshape(len(queries), -1, expanded.shape[2])
-        grad_queries = torch.bmm(grad_attention, expanded.transpose(1, 2))
-        grad_expanded = torch.bmm(queries.transpose(1, 2), grad_attention)
-        grad_query = tiling.ungroup(grad_queries, h, tile_first=True)
-        return None, grad_query, tiling.fold(grad_windows, value.shape[3]), grad_expanded
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        tiling, (query, value, expanded) = ctx.tiling, ctx.saved_tensors
+        queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+        grad = tiling.group(grad).permute(2, 0, 1, 3).contiguous()  # (B, t, h, v)
+        grad_queries = torch.empty_like(queries)
+        grad_windows, grad_expanded = torch.zeros_like(windows), torch.zeros_like(expanded)
+        for tile, blocks in _pieces(queries, windows):
+            piece, embedding = queries[tile, :, blocks], expanded[tile]
+            t, _, _, k = piece.shape
+            grad_piece = grad[blocks, tile].flatten(1, 2)  # (B, t·h, v)
+            attention = _attention(piece, embedding)  # (B, t·h, c·u)
+            grad_windows[blocks].baddbmm_(attention.transpose(1, 2), grad_piece)
+            grad_attention = torch.bmm(grad_piece, windows[blocks].transpose(1, 2))
+            grad_attention = grad_attention.transpose(0, 1).reshape(
+                t, -1, embedding.shape[2]
+            )  # (t, h·B, c·u)
+            grad_queries[tile, :, blocks] = torch.bmm(grad_attention, embedding.transpose(1, 2)).view(
+                piece.shape
+            )
+            grad_expanded[tile].baddbmm_(piece.reshape(t, -1, k).transpose(1, 2), grad_attention)
+        return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[3]), grad_expanded
 
 
-def _attention(queries: Tensor, expanded: Tensor, h: int) -> Tensor:
-    """(t, h·B, k) x (t, k, c·u) -> (B, t·h, c·u)"""
-    t, _, c = expanded.shape
-    return torch.bmm(queries, expanded).view(t * h, -1, c).transpose(0, 1)
+def _attention(queries: Tensor, expanded: Tensor) -> Tensor:
+    """(t, h, B, k) x (t, k, c·u) -> (B, t·h, c·u)"""
+    t, h, _, k = queries.shape
+    return torch.bmm(queries.reshape(t, -1, k), expanded).view(t * h, -1, expanded.shape[2]).transpose(0, 1)
+
+
+def _pieces(queries: Tensor, windows: Tensor) -> list[tuple[slice, slice]]:
+    """Pairs (positions of the tile, tiles) whose attention (t·h, B, c·u) stays in cache."""
+    t, h, tiles, _ = queries.shape
+    if torch.compiler.is_compiling():
+        return [(slice(None), slice(None))]
+    most = (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // (h * windows.shape[1])
+    if t <= most:
+        return [(slice(None), blocks) for blocks in _slices(tiles, most // t)]
+    return [(tile, slice(None)) for tile in _slices(t, max(1, most // tiles))]
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
-    _, _, h, k = query.shape
-    windows = tiling.windows(value)  # (B, c·u, v)
+    queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+    t, h, _, k = queries.shape
     position_lambda = torch.matmul(expanded.flatten(0, 1), windows)  # (B, t·k, v)
-    queries = tiling.group(query, tile_first=False)  # (B, t·h, k)
-    y = torch.bmm(queries.reshape(-1, h, k), position_lambda.view(-1, k, windows.shape[2]))  # (B·t, h, v)
-    return tiling.ungroup(y, h, tile_first=False)
+    queries = queries.permute(2, 0, 1, 3).reshape(-1, h, k)  # (B·t, h, k)
+    y = torch.bmm(queries, position_lambda.view(-1, k, windows.shape[2]))  # (B·t, h, v)
+    return tiling.ungroup(y.unflatten(0, (-1, t)).permute(1, 2, 0, 3))
 
 
 # ------------------------------------------------------------------------------------------------------------
