@@ -5,9 +5,10 @@
 
 `layer` times forward and forward + backward of the whole layer (projections, norms, content and position)
 in training mode, float32, with gradients for the input and every parameter. All the rows of a shape are timed
-in turns, so that a disturbance meets all of them; a first turn is not counted. Two plain layers stand beside:
-"einsum", the paper's listing, whose E (n, m, k, u) is given expanded, at no cost; and "conv3d", position lambdas
-by a 3-D convolution. They get contiguous input, `LambdaLayer` channels-last input: each what it likes best.
+in turns, so that a disturbance meets all of them; a first turn is not counted. * marks the way that the rule
+chooses. Two plain layers stand beside: "einsum", the paper's listing, whose E (n, m, k, u) is given expanded, at
+no cost; and "conv3d", position lambdas by a 3-D convolution. They get contiguous input, `LambdaLayer` gets
+channels-last input: each what it likes best.
 """
 
 import argparse
@@ -202,8 +203,8 @@ class EinsumLambda(PlainLambda):
             table = layer.embedding
             middle = [(have - need) // 2 for have, need in zip(table.shape[2:], scope, strict=True)]
             table = table[:, :, middle[0] :, middle[1] :][:, :, : scope[0], : scope[1]]
-            expanded = Tiling(size, size, scope).expand(table)  # (n, k, m·u)
-        self.embedding = nn.Parameter(expanded.unflatten(2, (-1, u)).transpose(1, 2).contiguous())
+            expanded = Tiling(size, size, scope).expand(table)  # (n, m·u, k)
+        self.embedding = nn.Parameter(expanded.unflatten(1, (-1, u)).transpose(2, 3).contiguous())
 
     def position(self, query: Tensor, value: Tensor, size: list[int]) -> Tensor:
         position_lambda = torch.einsum("nmku,bvum->bnkv", self.embedding, value)
@@ -225,13 +226,14 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     _, k, v, u = depths
     n = math.prod(size)
     kind = device.type
-    modules, left_out = {"chosen": forced(layer, None)}, {}
     chosen = choose_way(*arguments, device=kind)
+    least = cost(chosen, *arguments, device=kind)
+    modules, left_out = {way_name(chosen): forced(layer, None)}, {}
     for way in forced_ways(size):
-        times = cost(way, *arguments, device=kind) / cost(chosen, *arguments, device=kind)
-        if times > MOST_TIMES_SLOWER and way != chosen:
+        times = cost(way, *arguments, device=kind) / least
+        if times > MOST_TIMES_SLOWER:
             left_out[way_name(way)] = f"estimated {times:.0f} times slower than the chosen way"
-        else:
+        elif way != chosen:
             modules[way_name(way)] = forced(layer, way)
     products = batch * n * k * v * u
     if products * n > MOST_PRODUCTS[kind] or n * n * k * u > MOST_EMBEDDING:
@@ -338,7 +340,8 @@ def print_case(result: dict) -> None:
             "{median:.1f} ({low:.1f} to {high:.1f})".format(**row[k])
             for k in ("forward_ms", "forward_backward_ms")
         ]
-        print(f"  {name:18}{times[0]:>20}{times[1]:>28}{row['peak_memory_mib']:>10.1f}")
+        mark = "*" if name == result["way"] else " "
+        print(f"{mark} {name:18}{times[0]:>20}{times[1]:>28}{row['peak_memory_mib']:>10.1f}")
     for name, reason in result["left_out"].items():
         print(f"  {name:18} left out: {reason}")
 
@@ -350,7 +353,7 @@ def summarise(results: list[dict]) -> dict:
         to_best, speed_up = {}, {}
         for result in results:
             times = {name: row[measured]["median"] for name, row in result["rows"].items()}
-            chosen = times.pop("chosen")
+            chosen = times[result["way"]]
             plain = [times.pop(name) for name in ("einsum", "conv3d") if name in times]
             to_best[case_name(result)] = round(chosen / min(times.values()), 3)
             if plain:

@@ -353,6 +353,7 @@ REFUSALS = [
     ({"position": "none", "content": False}, "leaves nothing to compute"),
     ({"position": "none", "scope": 3}, 'scope is given, but position="none"'),
     ({"scope": 3, "key_depth": 0}, "key_depth is 0; it must be at least 1"),
+    ({"scope": 3, "embedding": torch.zeros(16, 1, 3, 3)}, "embedding is a Tensor; it must come from make_"),
     (
         {"scope": 3, "embedding": nn.Parameter(torch.zeros(16, 1, 5, 5))},
         r"embedding has shape \(16, 1, 5, 5\); this layer needs \(16, 1, 3, 3\)",
