@@ -6,8 +6,8 @@
 `layer` times forward and forward + backward of the whole layer (projections, norms, content and position)
 in training mode, float32, with gradients for the input and every parameter. All the rows of a shape are timed
 in turns, so that a disturbance meets all of them; a first turn is not counted. * marks the way that the rule
-chooses. Two plain layers stand beside: "einsum", the paper's listing, whose E (n, m, k, u) is given expanded, at
-no cost; and "conv3d", position lambdas by a 3-D convolution. They get contiguous input, `LambdaLayer` gets
+chooses. Two plain layers stand beside: "einsum", the paper's listing, whose E (n, m, k, u) is given expanded,
+at no cost; and "conv3d", position lambdas by a 3-D convolution. They get contiguous input, `LambdaLayer` gets
 channels-last input: each what it likes best.
 """
 
@@ -33,7 +33,7 @@ from lambda_layer import LambdaLayer, Tiling, Way, choose_way, cost
 
 FOLDER = Path("runs/benchmarks")
 MEMORY_HOW = {
-    "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (the profiler's "
+    "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (profiler's "
     "memory events); parameters, the input and scratch memory inside MKL and oneDNN not counted",
     "cuda": "torch.cuda.max_memory_allocated during one forward + backward, less what was allocated before",
 }
@@ -65,7 +65,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(functions: dict[str, Callable], device: torch.device, budget: float) -> dict[str, Timing]:
-    """All the functions in turns, at least 3 and at most 25 times, for about `budget` seconds; one warm-up turn."""
+    """All the functions in turns, 3 to 25 times within about `budget` seconds, after one warm-up turn."""
     turn = sum(seconds(function, device) for function in functions.values())
     turns = min(25, max(3, int(budget / turn)))
     times = {name: [] for name in functions}
@@ -174,7 +174,7 @@ MOST_TIMES_SLOWER = 6  # by the rule's estimate, than the chosen way; likewise f
 
 
 class PlainLambda(nn.Module):
-    """The layer as it is commonly written, in channels-first order, with the parameters of a `LambdaLayer`."""
+    """The layer as it is commonly written, channels first, with the parameters of a `LambdaLayer`."""
 
     def __init__(self, layer: LambdaLayer) -> None:
         super().__init__()

@@ -7,9 +7,10 @@ One file, PyTorch alone. `LambdaLayer` takes maps, `LambdaLayer1d` sequences, `L
     y = layer(x)                                        # (b, 64, H, W) -> (b, 64, H, W)
 
 Sizes, in comments and names throughout:
-    b batch            n query positions     m context positions   d channels
-    k key depth        v value depth         h heads               u intra-depth
-    r scope: side of a local context         t positions of a tile c positions of a tile's context
+    b batch        n query positions   m context positions   d channels
+    k key depth    v value depth       h heads               u intra-depth
+    r scope: side of a local context
+    t positions of a tile    c positions of a tile's context    B tiles of the whole batch
 """
 
 import math
@@ -34,7 +35,47 @@ class Way(NamedTuple):
 
 
 class LambdaLayer(nn.Module):
-    """y[n, h] = (λ_c + λ_p[n])ᵀ q[n, h], the heads concatenated; (b, dim, H, W) -> (b, dim_out, H, W)."""
+    """(b, dim, H, W) -> (b, dim_out, H, W): every position's query is applied to lambdas of its context.
+
+        y[n, h] = (λ_c + λ_p[n])ᵀ q[n, h], the heads concatenated
+        λ_c     = Σ_m Σ_u softmax_m(K)[m, :, u] V[m, :, u]ᵀ        content, one for all the queries
+        λ_p[n]  = Σ_m Σ_u E[n, m, :, u] V[m, :, u]ᵀ                position
+
+    paper  here                               shape
+    X      x                                  b, dim, H, W; inside b, n, dim
+    Q      norm_queries(to_queries(x))        b, n, h, k
+    K      to_keys(x), softmax over m         b, m, k, u
+    V      norm_values(to_values(x))          b, m, v, u     v = dim_out / heads
+    E      embedding, position="relative"     k, u, 2H-1, 2W-1; with a scope k, u, r, r: E[n, m] by m - n
+                      position="absolute"     n, m, k, u
+                      position="none"         none: λ_c alone
+
+    A local scope takes inputs of any size, zero outside the map; content stays global. A global relative
+    context takes inputs up to `input_size` (a smaller one uses the middle of the table), an absolute one that
+    size alone; `resize_embedding` makes another. `content=False` leaves λ_c and `to_keys` out. Channels-last
+    input is viewed, not copied; the output is channels-last in memory. To share an embedding, give the same
+    `make_embedding(...)` to several layers.
+
+    Cost of the position output per image, forward. `choose_way` picks, from measured costs.
+
+    way                    multiplications        floats held, beside input and output
+    lambda order           n·c·u·k·v + n·h·k·v    t·c·u·k embedding, n/t·c·u·v windows, n·k·v lambdas
+    attention order        n·c·u·h·(k + v)        t·c·u·k embedding, n/t·c·u·v windows, a piece of n·h·c·u
+    convolution            n·r²·u·k·v + n·h·k·v   n·k·v lambdas
+    fft, N = (H + r/2)²    N·k·v·(log N + u)      about 4·N·k·v
+
+    The first two are dense products between the t positions of a tile and the c positions of its context:
+    the whole map (t = c = n) or, for a local scope, small tiles with a halo: t = 4·4, c = 10·10 for r = 7.
+    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU nearly everywhere; the
+    FFT wins with large maps and wide scopes. The batch goes through in chunks that stay in cache, so that the
+    products' intermediates exist for one chunk at a time. The backward pass keeps queries, values and embedding
+    and computes all else again (in attention order k/(4k + 3v) of the whole work): neither λ_p (b, n, k, v) nor
+    attention (b, n, h, m) is ever kept.
+
+    Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
+    experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
+    positions per channel; there is no context other than the input itself.
+    """
 
     axes = 2
 
@@ -554,7 +595,7 @@ MAP_LAMBDAS = {"convolution": _convolution_lambda, "fft": _fft_lambda}
 
 
 def _fft_length(length: int) -> int:
-    """The next multiple of 4 with no prime factor above 5: 75 takes a quarter longer than 80, primes far more."""
+    """The next multiple of 4 with no prime factor above 5: 75 takes a quarter longer than 80."""
     length = -(-length // 4) * 4
     rest = length
     for prime in (2, 3, 5):
@@ -615,7 +656,7 @@ COSTS = {
     "cuda": Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
 }
 NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
-MOST_EXPANDED = 2**24  # floats of the expanded embedding: 64 MiB, and as much again for its gradient
+MOST_EXPANDED = 2**23  # floats of the expanded embedding: 32 MiB, and as much again for its gradient
 
 
 @torch.compiler.assume_constant_result

@@ -68,7 +68,7 @@ def cases(draw):
 
 
 # without the shrinking phase, which can take minutes
-quick = settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+quick = settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
 @quick
@@ -326,6 +326,22 @@ def test_backward_keeps_neither_position_lambdas_nor_attention(way):
         layer(x)
     # per position: position lambdas 16·8, attention 4·30 at the least, queries 4·16
     assert max(kept) <= 2 * 256 * 64
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("scope", [3, 7, 23, None])
+@pytest.mark.parametrize("side", [1, 7, 16, 32, 64])
+def test_chosen_way_is_the_cheapest_that_fits(side, scope, device):
+    size, sides = (side, side), (min(scope or 99, 2 * side - 1),) * 2
+    arguments = size, sides, 4, 16, 32, 1
+    chosen = lambda_layer.choose_way(*arguments, device=device)
+    assert chosen == lambda_layer.choose_way(*arguments, device=device)
+    for way in (Way("fft"), Way("convolution"), Way("attention", (1, side)), Way("lambda", (1, side))):
+        costs = (lambda_layer.cost(w, *arguments, device=device) for w in (chosen, way))
+        assert next(costs) <= next(costs)
+    if chosen.tile:
+        tiling = lambda_layer.Tiling(size, chosen.tile, sides)
+        assert tiling.expand(torch.zeros(16, 1, *sides)).numel() <= lambda_layer.MOST_EXPANDED
 
 
 def test_norms_are_called_as_modules():
