@@ -66,11 +66,11 @@ class LambdaLayer(nn.Module):
 
     The first two are dense products between the t positions of a tile and the c positions of its context:
     the whole map (t = c = n) or, for a local scope, small tiles with a halo: t = 4·4, c = 10·10 for r = 7.
-    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU nearly everywhere; the
-    FFT wins with large maps and wide scopes. The batch goes through in chunks that stay in cache, so that the
-    products' intermediates exist for one chunk at a time. The backward pass keeps queries, values and embedding
-    and computes all else again (in attention order k/(4k + 3v) of the whole work): neither λ_p (b, n, k, v) nor
-    attention (b, n, h, m) is ever kept.
+    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU nearly everywhere;
+    the FFT wins with large maps and wide scopes. The batch goes through in chunks that stay in cache, so that
+    the products' intermediates exist for one chunk at a time. For the backward pass queries, values and
+    embedding are kept, and all else is computed again (in attention order k/(4k + 3v) of the whole work):
+    neither λ_p (b, n, k, v) nor attention (b, n, h, m) is ever kept.
 
     Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
     experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
@@ -308,7 +308,7 @@ def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
     value = value.transpose(2, 3).reshape(b, key.shape[1], -1)  # (b, m·u, v)
     content_lambda = torch.bmm(key.transpose(1, 2), value)  # (b, k, v)
-    return torch.bmm(query.reshape(b, n * h, k), content_lambda).view(b, n, h, -1)
+    return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)
 
 
 def relative_output(
@@ -438,7 +438,7 @@ class Tiling(NamedTuple):
         PyTorch's `unfold_backward`.
         """
         axes, v = len(self.size), grad.shape[-1]
-        x = grad.view(-1, *self.blocks, *self.context, u * v)
+        x = grad.reshape(-1, *self.blocks, *self.context, u * v)
         for axis in reversed(range(axes)):
             n, c, t = self.blocks[axis], self.context[axis], self.tile[axis]
             # (b, tiles of the axes before and of this one, their contexts, context of this one, ...)
@@ -496,7 +496,7 @@ class AttentionOrder(torch.autograd.Function):
         y = query.new_empty(tiles, t, h, value.shape[2])
         for tile, blocks in _pieces(queries, windows):
             attention = _attention(queries[tile, :, blocks], expanded[tile])
-            y[blocks, tile] = torch.bmm(attention, windows[blocks]).view(y[blocks, tile].shape)
+            y[blocks, tile] = torch.bmm(attention, windows[blocks]).reshape(y[blocks, tile].shape)
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
@@ -512,7 +512,7 @@ class AttentionOrder(torch.autograd.Function):
             grad_windows[blocks].baddbmm_(_attention(q, e).transpose(1, 2), g)
             grad_attention = torch.bmm(g, w.transpose(1, 2)).transpose(0, 1)  # (t·h, B, c·u)
             grad_attention = grad_attention.reshape(len(e), -1, e.shape[1])  # (t, h·B, c·u)
-            grad_queries[tile, :, blocks] = torch.bmm(grad_attention, e).view(q.shape)
+            grad_queries[tile, :, blocks] = torch.bmm(grad_attention, e).reshape(q.shape)
             grad_expanded[tile].baddbmm_(grad_attention.transpose(1, 2), q.reshape(len(e), -1, q.shape[3]))
         return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[3]), grad_expanded
 
@@ -521,7 +521,7 @@ def _attention(queries: Tensor, expanded: Tensor) -> Tensor:
     """(t, h, B, k) x (t, c·u, k) -> (B, t·h, c·u)"""
     t, h, _, k = queries.shape
     attention = torch.bmm(queries.reshape(t, -1, k), expanded.transpose(1, 2))  # (t, h·B, c·u)
-    return attention.view(t * h, -1, expanded.shape[1]).transpose(0, 1)
+    return attention.reshape(t * h, -1, expanded.shape[1]).transpose(0, 1)
 
 
 def _pieces(queries: Tensor, windows: Tensor) -> list[tuple[slice, slice]]:
@@ -544,7 +544,7 @@ def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor
     t, h, _, k = queries.shape
     position_lambda = torch.matmul(expanded.transpose(1, 2).flatten(0, 1), windows)  # (B, t·k, v)
     queries = queries.permute(2, 0, 1, 3).reshape(-1, h, k)  # (B·t, h, k)
-    y = torch.bmm(queries, position_lambda.view(-1, k, windows.shape[2]))  # (B·t, h, v)
+    y = torch.bmm(queries, position_lambda.reshape(-1, k, windows.shape[2]))  # (B·t, h, v)
     return tiling.ungroup(y.unflatten(0, (-1, t)).permute(1, 2, 0, 3))
 
 
@@ -556,7 +556,7 @@ def _map_order(map_lambda: Callable, size: Size, query: Tensor, value: Tensor, t
     b, n, h, k = query.shape
     position_lambda = map_lambda(value.permute(0, 2, 3, 1).unflatten(3, size), table)  # (b, v, k, *size)
     position_lambda = position_lambda.flatten(3).permute(0, 3, 2, 1).reshape(b * n, k, -1)
-    return torch.bmm(query.reshape(b * n, h, k), position_lambda).view(b, n, h, -1)
+    return torch.bmm(query.reshape(b * n, h, k), position_lambda).reshape(b, n, h, -1)
 
 
 def _convolution_lambda(value: Tensor, table: Tensor) -> Tensor:
