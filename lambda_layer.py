@@ -529,10 +529,11 @@ def _pieces(queries: Tensor, windows: Tensor) -> list[tuple[slice, slice]]:
     t, h, tiles, _ = queries.shape
     if torch.compiler.is_compiling():
         return [(slice(None), slice(None))]
-    most = (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // (h * windows.shape[1])
-    if t <= most:
-        return [(slice(None), blocks) for blocks in _slices(tiles, most // t)]
-    return [(tile, slice(None)) for tile in _slices(t, max(1, most // tiles))]
+    most = max(1, (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // (h * windows.shape[1]))
+    # as many tiles as positions, if there are: products with few rows run at a third of the speed
+    tiles_each = min(tiles, math.isqrt(most))
+    t_each = min(t, most // tiles_each)
+    return [(tile, some) for tile in _slices(t, t_each) for some in _slices(tiles, most // t_each)]
 
 
 def _slices(length: int, step: int) -> list[slice]:
