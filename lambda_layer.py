@@ -367,15 +367,12 @@ class Tiling(NamedTuple):
     tile: Size
     scope: Size
 
-    @property
     def halo(self) -> Size:
         return tuple(0 if t >= s else r // 2 for s, t, r in zip(*self, strict=True))
 
-    @property
     def context(self) -> Size:
-        return tuple(t + 2 * halo for t, halo in zip(self.tile, self.halo, strict=True))
+        return tuple(t + 2 * halo for t, halo in zip(self.tile, self.halo(), strict=True))
 
-    @property
     def blocks(self) -> Size:
         return tuple(-(-s // t) for s, t in zip(self.size, self.tile, strict=True))
 
@@ -393,7 +390,7 @@ class Tiling(NamedTuple):
         """Row of the flattened table for each pair (t, c); the row after the last where out of scope."""
         pairs = torch.zeros(1, 1, dtype=torch.long, device=device)
         inside = torch.ones(1, 1, dtype=torch.bool, device=device)
-        for t, r, c, halo in zip(self.tile, self.scope, self.context, self.halo, strict=True):
+        for t, r, c, halo in zip(self.tile, self.scope, self.context(), self.halo(), strict=True):
             to = torch.arange(c, device=device) - halo
             offset = to - torch.arange(t, device=device).unsqueeze(1) + r // 2
             shape = len(pairs) * t, pairs.shape[1] * c
@@ -404,10 +401,10 @@ class Tiling(NamedTuple):
     def group(self, x: Tensor) -> Tensor:
         """(b, n, h, k) -> (t, h, B, k) for B = b·tiles."""
         axes = len(self.size)
-        ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks, strict=True))
+        ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks(), strict=True))
         x = _pad(x.unflatten(1, self.size), ends)
         for axis in reversed(range(axes)):
-            x = x.unflatten(1 + axis, (self.blocks[axis], self.tile[axis]))
+            x = x.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
         blocks, tile = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
         x = x.permute(*tile, -2, 0, *blocks, -1)
         return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
@@ -415,7 +412,7 @@ class Tiling(NamedTuple):
     def ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `group`."""
         axes = len(self.size)
-        x = x.unflatten(2, (-1, *self.blocks)).unflatten(0, self.tile)  # (*tile, h, b, *blocks, k)
+        x = x.unflatten(2, (-1, *self.blocks())).unflatten(0, self.tile)  # (*tile, h, b, *blocks, k)
         x = x.permute(axes + 1, *(i for axis in range(axes) for i in (axes + 2 + axis, axis)), axes, -1)
         for axis, length in enumerate(self.size, start=1):
             x = x.flatten(axis, axis + 1).narrow(axis, 0, length)
@@ -425,11 +422,11 @@ class Tiling(NamedTuple):
         """(b, m, v, u) -> (B, c·u, v): the context of every tile."""
         axes = len(self.size)
         x = _pad(value.unflatten(1, self.size), self._margins())
-        for axis, (c, t) in enumerate(zip(self.context, self.tile, strict=True), start=1):
+        for axis, (c, t) in enumerate(zip(self.context(), self.tile, strict=True), start=1):
             x = x.unfold(axis, c, t)
         blocks, context = range(1, axes + 1), range(axes + 3, 2 * axes + 3)
         x = x.permute(0, *blocks, *context, axes + 2, axes + 1)
-        return x.reshape(-1, math.prod(self.context) * value.shape[3], value.shape[2])
+        return x.reshape(-1, math.prod(self.context()) * value.shape[3], value.shape[2])
 
     def fold(self, grad: Tensor, u: int) -> Tensor:
         """The transpose of `windows`: (B, c·u, v) -> (b, m, v, u), summed where windows overlap.
@@ -438,9 +435,9 @@ class Tiling(NamedTuple):
         PyTorch's `unfold_backward`.
         """
         axes, v = len(self.size), grad.shape[-1]
-        x = grad.reshape(-1, *self.blocks, *self.context, u * v)
+        x = grad.reshape(-1, *self.blocks(), *self.context(), u * v)
         for axis in reversed(range(axes)):
-            n, c, t = self.blocks[axis], self.context[axis], self.tile[axis]
+            n, c, t = self.blocks()[axis], self.context()[axis], self.tile[axis]
             # (b, tiles of the axes before and of this one, their contexts, context of this one, ...)
             x = x.movedim(1 + axis, 1 + 2 * axis)
             steps = -(-c // t)
@@ -459,7 +456,7 @@ class Tiling(NamedTuple):
     def _margins(self) -> tuple[tuple[int, int], ...]:
         return tuple(
             (halo, halo + n * t - s)
-            for s, t, n, halo in zip(self.size, self.tile, self.blocks, self.halo, strict=True)
+            for s, t, n, halo in zip(self.size, self.tile, self.blocks(), self.halo(), strict=True)
         )
 
 
@@ -471,7 +468,7 @@ def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
-    tiles, (_, c, k), v = math.prod(tiling.blocks), expanded.shape, value.shape[2]
+    tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[2]
     if name == "attention":
         # windows may be 8 times as large as what is to stay in cache: they are read but once
         return _in_chunks(
@@ -679,7 +676,7 @@ def _cheapest(size: Size, scope: Size, h: int, k: int, v: int, u: int, device: s
 
 
 def _expanded(way: Way, size: Size, scope: Size) -> int:
-    return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context)
+    return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context())
 
 
 def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu") -> float:
@@ -692,7 +689,7 @@ def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, *, d
         transformed = count * (costs.transform + costs.frequency_product * u)
         return k * v * (transformed + costs.position_lambda * math.prod(size))
     tiling = Tiling(size, way.tile, scope)
-    t, c, tiles = math.prod(way.tile), math.prod(tiling.context) * u, math.prod(tiling.blocks)
+    t, c, tiles = math.prod(way.tile), math.prod(tiling.context()) * u, math.prod(tiling.blocks())
     if way.name == "attention":
         ordered = t * c * h * (costs.product * (k + v) + costs.attention)
     else:
