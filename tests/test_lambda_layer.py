@@ -283,7 +283,7 @@ def test_exports_with_any_batch(way):
     x = torch.randn(3, 4, 4, 4)
     # PyTorch 2.6 has no FFT over a batch of unknown size
     dynamic = None if way.name == "fft" else ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(layer, (x,), dynamic_shapes=dynamic)
+    program = torch.export.export(layer, (x,), dynamic_shapes=dynamic, strict=False)
     x = x if way.name == "fft" else x[:2]
     torch.testing.assert_close(program.module()(x), layer(x))
 
