@@ -1,20 +1,90 @@
-"""The lambda layer of Bello (2021), with a global context.
+"""Lambda layers (I. Bello, "LambdaNetworks", ICLR 2021): long-range interactions without attention.
 
-b batch · n query positions · m context positions (here the same) · d channels · k key depth · v value depth
-· u intra-depth · h heads
+One file, PyTorch alone. `LambdaLayer` takes maps, `LambdaLayer1d` sequences, `LambdaLayer3d` volumes.
+
+    layer = LambdaLayer(64, input_size=32)              # global context
+    layer = LambdaLayer(64, scope=7, intra_depth=4)     # lambda convolution, for inputs of any size
+    y = layer(x)                                        # (b, 64, H, W) -> (b, 64, H, W)
+
+Sizes, in comments and names throughout:
+    b batch        n query positions   m context positions   d channels
+    k key depth    v value depth       h heads               u intra-depth
+    r scope: side of a local context
+    t positions of a tile    c positions of a tile's context    B tiles of the whole batch
 """
 
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial, reduce
+from itertools import product
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Size = tuple[int, ...]  # one entry per spatial axis
+
+
+class Way(NamedTuple):
+    """How the position output is computed: "attention" or "lambda" (with a tile), "convolution" or "fft"."""
+
+    name: str
+    tile: Size = ()
 
 
 class LambdaLayer(nn.Module):
+    """(b, dim, H, W) -> (b, dim_out, H, W): every position's query is applied to lambdas of its context.
+
+        y[n, h] = (λ_c + λ_p[n])ᵀ q[n, h], the heads concatenated
+        λ_c     = Σ_m Σ_u softmax_m(K)[m, :, u] V[m, :, u]ᵀ        content, one for all the queries
+        λ_p[n]  = Σ_m Σ_u E[n, m, :, u] V[m, :, u]ᵀ                position
+
+    paper  here                               shape
+    X      x                                  b, dim, H, W; inside b, n, dim
+    Q      norm_queries(to_queries(x))        b, n, h, k
+    K      to_keys(x), softmax over m         b, m, k, u
+    V      norm_values(to_values(x))          b, m, v, u     v = dim_out / heads
+    E      embedding, position="relative"     k, u, 2H-1, 2W-1; with a scope k, u, r, r: E[n, m] by m - n
+                      position="absolute"     n, m, k, u
+                      position="none"         none: λ_c alone
+
+    A local scope takes inputs of any size, zero outside the map; content stays global. A global relative
+    context takes inputs up to `input_size` (a smaller one uses the middle of the table), an absolute one that
+    size alone; `resize_embedding` makes another. `content=False` leaves λ_c and `to_keys` out. Channels-last
+    input is viewed, not copied; the output is channels-last in memory. To share an embedding, give the same
+    `make_embedding(...)` to several layers.
+
+    Cost of the position output per image, forward. `choose_way` picks, from measured costs.
+
+    way                    multiplications        floats held, beside input and output
+    lambda order           n·c·u·k·v + n·h·k·v    t·c·u·k embedding, n/t·c·u·v windows, n·k·v lambdas
+    attention order        n·c·u·h·(k + v)        t·c·u·k embedding, n/t·c·u·v windows, a piece of n·h·c·u
+    convolution            n·r²·u·k·v + n·h·k·v   n·k·v lambdas
+    fft, N = (H + r/2)²    N·k·v·(log N + u)      about 4·N·k·v
+
+    The first two are dense products between the t positions of a tile and the c positions of its context:
+    the whole map (t = c = n) or, for a local scope, small tiles with a halo: t = 4·4, c = 10·10 for r = 7.
+    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU nearly everywhere;
+    the FFT wins with large maps and wide scopes. The batch goes through in chunks that stay in cache, so that
+    the products' intermediates exist for one chunk at a time. For the backward pass queries, values and
+    embedding are kept, and all else is computed again (in attention order k/(4k + 3v) of the whole work):
+    neither λ_p (b, n, k, v) nor attention (b, n, h, m) is ever kept.
+
+    Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
+    experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
+    positions per channel; there is no context other than the input itself.
+    """
+
+    axes = 2
+
     def __init__(
         self,
         dim: int,
         dim_out: int | None = None,
         *,
-        input_size: int | tuple[int, int] | None = None,
+        input_size: int | Sequence[int] | None = None,
         key_depth: int = 16,
         heads: int = 4,
         intra_depth: int = 1,
@@ -25,60 +95,584 @@ class LambdaLayer(nn.Module):
     ) -> None:
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
+        for name, count in {
+            "dim": dim,
+            "dim_out": dim_out,
+            "key_depth": key_depth,
+            "heads": heads,
+            "intra_depth": intra_depth,
+        }.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
         if dim_out % heads:
-            raise ValueError(f"heads: {heads} does not divide the {dim_out} output channels")
-        if scope is not None:
-            raise NotImplementedError
-        self.key_depth, self.heads, self.intra_depth = key_depth, heads, intra_depth
-        self.value_depth = dim_out // heads
-        self.position = position
-        self.to_queries = nn.Linear(dim, heads * key_depth, bias=False)
-        self.to_keys = nn.Linear(dim, key_depth * intra_depth, bias=False)
-        self.to_values = nn.Linear(dim, self.value_depth * intra_depth, bias=False)
-        self.norm_queries = nn.BatchNorm1d(heads * key_depth)
-        self.norm_values = nn.BatchNorm1d(self.value_depth * intra_depth)
-        if embedding is None:
-            embedding = self.make_embedding(
-                input_size=input_size, key_depth=key_depth, intra_depth=intra_depth, position=position
-            )
-        self.embedding = embedding
-        nn.init.normal_(self.to_queries.weight, std=(dim * key_depth) ** -0.5)
-        nn.init.normal_(self.to_keys.weight, std=dim**-0.5)
-        nn.init.normal_(self.to_values.weight, std=dim**-0.5)
+            raise ValueError(f"heads ({heads}) must divide dim_out ({dim_out})")
+        if position not in ("relative", "absolute", "none"):
+            raise ValueError(f'position is {position!r}; it must be "relative", "absolute" or "none"')
+        if position == "none" and not content:
+            raise ValueError('content=False with position="none" leaves nothing to compute; keep one of them')
+        self.dim, self.dim_out = dim, dim_out
+        self.key_depth, self.value_depth = key_depth, dim_out // heads
+        self.heads, self.intra_depth = heads, intra_depth
+        self.scope, self.position, self.content = scope, position, content
+        self._way: Way | None = None  # forces a way of computing, for tests and benchmarks
 
-    @staticmethod
-    def make_embedding(*, input_size, key_depth=16, intra_depth=1, scope=None, position="relative"):
+        h, k, v, u = heads, key_depth, self.value_depth, intra_depth
+        self.to_queries = nn.Linear(dim, h * k, bias=False)
+        self.to_keys = nn.Linear(dim, k * u, bias=False) if content else None
+        self.to_values = nn.Linear(dim, v * u, bias=False)
+        self.norm_queries = nn.BatchNorm1d(h * k)
+        self.norm_values = nn.BatchNorm1d(v * u)
+
         if position == "none":
-            return None
-        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
-        if position == "absolute":
-            n = height * width
-            return nn.Parameter(torch.randn(n, n, key_depth, intra_depth))
-        return nn.Parameter(torch.randn(key_depth, intra_depth, 2 * height - 1, 2 * width - 1))
+            _refuse_needless(scope=scope, embedding=embedding)
+            self.input_size, self.embedding = None, None
+        else:
+            self.input_size = None if input_size is None else self._as_size(input_size)
+            shape = self._embedding_shape(input_size, key_depth, intra_depth, scope, position)
+            if embedding is not None and not isinstance(embedding, nn.Parameter):
+                raise ValueError(f"embedding is a {type(embedding).__name__}; it must come from make_embedding")
+            if embedding is not None and tuple(embedding.shape) != shape:
+                raise ValueError(f"embedding has shape {tuple(embedding.shape)}; this layer needs {shape}")
+            self.embedding = nn.Parameter(torch.empty(shape)) if embedding is None else embedding
+        self._shares_embedding = embedding is not None
+        self.reset_parameters()
 
-    def _offsets(self, height: int, width: int) -> Tensor:
-        if self.position == "absolute":
-            return self.embedding
-        _, _, rows, columns = self.embedding.shape
-        device = self.embedding.device
-        y = torch.arange(height, device=device)
-        x = torch.arange(width, device=device)
-        dy = y[None, :] - y[:, None] + rows // 2
-        dx = x[None, :] - x[:, None] + columns // 2
-        e = self.embedding[:, :, dy[:, None, :, None], dx[None, :, None, :]]
-        return e.reshape(*e.shape[:2], height * width, height * width).permute(2, 3, 0, 1)
+    @classmethod
+    def make_embedding(
+        cls,
+        *,
+        input_size: int | Sequence[int] | None = None,
+        key_depth: int = 16,
+        intra_depth: int = 1,
+        scope: int | None = None,
+        position: str = "relative",
+    ) -> nn.Parameter:
+        """An embedding ~ N(0, 1) for several layers to share: pass it to each as `embedding`."""
+        shape = cls._embedding_shape(input_size, key_depth, intra_depth, scope, position)
+        return nn.Parameter(torch.randn(shape))
+
+    @classmethod
+    def _as_size(cls, size: int | Sequence[int]) -> Size:
+        size = (size,) * cls.axes if isinstance(size, int) else tuple(size)
+        if len(size) != cls.axes or min(size) < 1:
+            raise ValueError(f"input_size is {size}; it must be {cls.axes} positive length(s), or one for all")
+        return size
+
+    @classmethod
+    def _embedding_shape(
+        cls,
+        input_size: int | Sequence[int] | None,
+        key_depth: int,
+        intra_depth: int,
+        scope: int | None,
+        position: str,
+    ) -> Size:
+        if scope is not None:
+            if scope < 1 or scope % 2 == 0:
+                raise ValueError(f"scope is {scope}; it must be odd and positive, or None for a global context")
+            if position != "relative":
+                raise ValueError(f'scope={scope} needs position="relative", not {position!r}')
+            return (key_depth, intra_depth, *(scope,) * cls.axes)
+        if input_size is None:
+            raise ValueError("input_size is missing; a global position context needs it (or give a scope)")
+        size = cls._as_size(input_size)
+        if position == "absolute":
+            return (math.prod(size), math.prod(size), key_depth, intra_depth)
+        return (key_depth, intra_depth, *(2 * length - 1 for length in size))
+
+    def reset_parameters(self) -> None:
+        """The paper's initialisation; a shared embedding was drawn where it was made and is left alone."""
+        nn.init.normal_(self.to_queries.weight, std=(self.dim * self.key_depth) ** -0.5)
+        if self.to_keys is not None:
+            nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
+        nn.init.normal_(self.to_values.weight, std=self.dim**-0.5)
+        self.norm_queries.reset_parameters()
+        self.norm_values.reset_parameters()
+        if self.embedding is not None and not self._shares_embedding:
+            nn.init.normal_(self.embedding)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, d, height, width = x.shape
-        k, u, h, v = self.key_depth, self.intra_depth, self.heads, self.value_depth
-        n = height * width
-        flat = x.permute(0, 2, 3, 1).reshape(b * n, d)
-        queries = self.norm_queries(self.to_queries(flat)).view(b, n, h, k)
-        keys = self.to_keys(flat).view(b, n, k, u).softmax(1)
-        values = self.norm_values(self.to_values(flat)).view(b, n, v, u)
-        content = torch.einsum("bmku,bmvu->bkv", keys, values)
-        lambdas = content[:, None]
-        if self.position != "none":
-            lambdas = lambdas + torch.einsum("nmku,bmvu->bnkv", self._offsets(height, width), values)
-        y = torch.einsum("bnhk,bnkv->bnhv", queries, lambdas.expand(b, n, k, v))
-        return y.reshape(b, height, width, h * v).permute(0, 3, 1, 2)
+        if x.dim() != self.axes + 2 or x.shape[1] != self.dim:
+            raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {self.dim}, {self.axes} length(s))")
+        b, _, *size = x.shape
+        n = math.prod(size)
+        h, k, v, u = self.heads, self.key_depth, self.value_depth, self.intra_depth
+        x = x.flatten(2).transpose(1, 2)  # (b, n, d), a view of a channels-last input
+        query, value, key = self._project(x)
+        query = self.norm_queries(query.flatten(0, 1)).view(b, n, h, k)
+        value = self.norm_values(value.flatten(0, 1)).view(b, n, v, u)
+        outputs = []  # each (b, n, h, v)
+        if key is not None:
+            outputs.append(content_output(query, key.view(b, n, k, u), value))
+        if self.position == "relative":
+            outputs.append(self._relative(query, value, tuple(size)))
+        elif self.position == "absolute":
+            outputs.append(self._absolute(query, value, tuple(size)))
+        y = outputs[0] if len(outputs) == 1 else outputs[0].add_(outputs[1])
+        return y.reshape(b, *size, self.dim_out).movedim(-1, 1)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(b, n, d) -> queries, values and keys by one product: 6 to 27 % less time than by three."""
+        linears = [linear for linear in (self.to_queries, self.to_values, self.to_keys) if linear is not None]
+        projected = F.linear(x, torch.cat([linear.weight for linear in linears]))
+        # contiguous: batch norm takes twice as long over a slice
+        parts = [part.contiguous() for part in projected.split([linear.out_features for linear in linears], dim=2)]
+        return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+    def _relative(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
+        if self.scope is None and any(s > limit for s, limit in zip(size, self.input_size, strict=True)):
+            raise ValueError(
+                f"input has size {size}; this layer's position embedding covers {self.input_size} at most: "
+                f"call resize_embedding({size}) first"
+            )
+        return relative_output(query, value, self.embedding, size, self._way)
+
+    def _absolute(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
+        if size != self.input_size:
+            raise ValueError(
+                f"input has size {size}; this layer's absolute position embedding needs {self.input_size}: "
+                f"call resize_embedding({size}) first"
+            )
+        return absolute_output(query, value, self.embedding, size, self._way)
+
+    @torch.no_grad()
+    def resize_embedding(self, new_size: int | Sequence[int]) -> None:
+        """Interpolate a global embedding linearly to another input size; share a shared one anew."""
+        if self.embedding is None or self.scope is not None:
+            raise ValueError("resize_embedding needs a global position embedding; this layer takes any size as it is")
+        new_size = self._as_size(new_size)
+        old = self.embedding
+        if self.position == "relative":
+            new = _interpolate(old, tuple(2 * length - 1 for length in new_size))
+        else:
+            new = old.permute(2, 3, 0, 1)  # (k, u, n, m): first m is resized, then n
+            for _ in range(2):
+                new = _interpolate(new.unflatten(3, self.input_size), new_size).flatten(3).transpose(2, 3)
+            new = new.permute(2, 3, 0, 1)
+        self.embedding = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+        self.input_size = new_size
+
+    def extra_repr(self) -> str:
+        context = f"scope={self.scope}" if self.scope else f"input_size={self.input_size}"
+        return (
+            f"{self.dim}, {self.dim_out}, {context}, key_depth={self.key_depth}, heads={self.heads}, "
+            f"intra_depth={self.intra_depth}, position={self.position!r}, content={self.content}"
+        )
+
+
+class LambdaLayer1d(LambdaLayer):
+    """`LambdaLayer` for sequences: (b, dim, L) -> (b, dim_out, L)."""
+
+    axes = 1
+
+
+class LambdaLayer3d(LambdaLayer):
+    """`LambdaLayer` for volumes: (b, dim, D, H, W) -> (b, dim_out, D, H, W)."""
+
+    axes = 3
+
+
+def _refuse_needless(**arguments: object) -> None:
+    for name, given in arguments.items():
+        if given is not None:
+            raise ValueError(f'{name} is given, but position="none" has no position embedding')
+
+
+def _interpolate(table: Tensor, size: Size) -> Tensor:
+    """(..., *old size) -> (..., *size), linearly, ends on ends."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    leading = table.shape[: -len(size)]
+    table = table.reshape(1, -1, *table.shape[-len(size) :])
+    return F.interpolate(table, size, mode=mode, align_corners=True).view(*leading, *size)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Content and position outputs
+
+
+def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries."""
+    b, n, h, k = query.shape
+    key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
+    value = value.transpose(2, 3).reshape(b, key.shape[1], -1)  # (b, m·u, v)
+    content_lambda = torch.bmm(key.transpose(1, 2), value)  # (b, k, v)
+    return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)
+
+
+def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way: Way | None = None) -> Tensor:
+    """Position output with E[n, m] = table[:, :, m - n + centre], zero outside the table.
+
+    query (b, n, h, k), value (b, n, v, u), table (k, u, *odd sides) -> (b, n, h, v)
+    """
+    table = _middle(table, size).to(query.dtype)
+    scope = tuple(table.shape[2:])
+    depths = *query.shape[2:], *value.shape[2:]
+    way = way or choose_way(size, scope, *depths, device=query.device.type)
+    if way.name in MAP_LAMBDAS:
+        order = partial(_map_order, MAP_LAMBDAS[way.name], size)
+        per_image = math.prod(size) * query.shape[3] * value.shape[2]
+        return _in_chunks(_recomputed(order), query, value, table, per_image)
+    tiling = Tiling(size, tuple(map(min, way.tile, size)), scope)
+    return _tiled_output(way.name, tiling, query, value, tiling.expand(table))
+
+
+def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size, way: Way | None = None) -> Tensor:
+    """Position output with one embedding for every pair of positions.
+
+    query (b, n, h, k), value (b, m, v, u), embedding (n, m, k, u) -> (b, n, h, v)
+    """
+    scope = tuple(2 * length - 1 for length in size)
+    depths = *query.shape[2:], *value.shape[2:]
+    way = way or choose_way(size, scope, *depths, device=query.device.type, only_whole=True)
+    expanded = embedding.to(query.dtype).transpose(2, 3).flatten(1, 2)  # (n, m·u, k)
+    return _tiled_output(way.name, Tiling(size, size, scope), query, value, expanded)
+
+
+def _middle(table: Tensor, size: Size) -> Tensor:
+    """Drop the offsets that no two positions of the input have: at most 2·length - 1 per axis are left."""
+    for axis, length in enumerate(size, start=2):
+        excess = max(0, table.shape[axis] - (2 * length - 1)) // 2
+        table = table.narrow(axis, excess, table.shape[axis] - 2 * excess)
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tiles: dense products between the positions of a tile and the positions of its context
+
+
+class Tiling(NamedTuple):
+    """Cuts the positions into tiles; all the tiles share one dense embedding (t, c·u, k).
+
+    Along an axis, a tile shorter than the map has a context wider than itself by (scope - 1), zero-padded at
+    the borders; a tile as long as the map has the map itself as its context.
+    """
+
+    size: Size
+    tile: Size
+    scope: Size
+
+    def halo(self) -> Size:
+        return tuple(0 if t >= s else r // 2 for s, t, r in zip(*self, strict=True))
+
+    def context(self) -> Size:
+        return tuple(t + 2 * halo for t, halo in zip(self.tile, self.halo(), strict=True))
+
+    def blocks(self) -> Size:
+        return tuple(-(-s // t) for s, t in zip(self.size, self.tile, strict=True))
+
+    def expand(self, table: Tensor) -> Tensor:
+        """(k, u, *scope) -> (t, c·u, k): the embedding of every pair, zero outside the scope.
+
+        Whole rows of k are gathered: 2 to 7 times as fast, backward too, as building Toeplitz matrices.
+        """
+        k = len(table)
+        rows = F.pad(table.flatten(2).permute(2, 1, 0).flatten(1), (0, 0, 0, 1))  # (offsets + a zero, u·k)
+        pairs = self._offsets(table.device)  # (t, c)
+        return rows.index_select(0, pairs.flatten()).view(pairs.shape[0], -1, k)
+
+    def _offsets(self, device: torch.device) -> Tensor:
+        """Row of the flattened table for each pair (t, c); the row after the last where out of scope."""
+        pairs = torch.zeros(1, 1, dtype=torch.long, device=device)
+        inside = torch.ones(1, 1, dtype=torch.bool, device=device)
+        for t, r, c, halo in zip(self.tile, self.scope, self.context(), self.halo(), strict=True):
+            to = torch.arange(c, device=device) - halo
+            offset = to - torch.arange(t, device=device).unsqueeze(1) + r // 2
+            shape = len(pairs) * t, pairs.shape[1] * c
+            pairs = (pairs[:, None, :, None] * r + offset[:, None]).view(shape)
+            inside = (inside[:, None, :, None] & ((offset >= 0) & (offset < r))[:, None]).view(shape)
+        return pairs.where(inside, math.prod(self.scope))
+
+    def group(self, x: Tensor) -> Tensor:
+        """(b, n, h, k) -> (t, h, B, k) for B = b·tiles."""
+        axes = len(self.size)
+        ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks(), strict=True))
+        x = _pad(x.unflatten(1, self.size), ends)
+        for axis in reversed(range(axes)):
+            x = x.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
+        blocks, tile = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+        x = x.permute(*tile, -2, 0, *blocks, -1)
+        return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
+
+    def ungroup(self, x: Tensor) -> Tensor:
+        """The inverse of `group`."""
+        axes = len(self.size)
+        x = x.unflatten(2, (-1, *self.blocks())).unflatten(0, self.tile)  # (*tile, h, b, *blocks, k)
+        x = x.permute(axes + 1, *(i for axis in range(axes) for i in (axes + 2 + axis, axis)), axes, -1)
+        for axis, length in enumerate(self.size, start=1):
+            x = x.flatten(axis, axis + 1).narrow(axis, 0, length)
+        return x.flatten(1, axes)
+
+    def windows(self, value: Tensor) -> Tensor:
+        """(b, m, v, u) -> (B, c·u, v): the context of every tile."""
+        axes = len(self.size)
+        x = _pad(value.unflatten(1, self.size), self._margins())
+        for axis, (c, t) in enumerate(zip(self.context(), self.tile, strict=True), start=1):
+            x = x.unfold(axis, c, t)
+        blocks, context = range(1, axes + 1), range(axes + 3, 2 * axes + 3)
+        x = x.permute(0, *blocks, *context, axes + 2, axes + 1)
+        return x.reshape(-1, math.prod(self.context()) * value.shape[3], value.shape[2])
+
+    def fold(self, grad: Tensor, u: int) -> Tensor:
+        """The transpose of `windows`: (B, c·u, v) -> (b, m, v, u), summed where windows overlap.
+
+        One addition for each tile length in a context, over all the tiles at once: 3 to 17 times as fast as
+        PyTorch's `unfold_backward`.
+        """
+        axes, v = len(self.size), grad.shape[-1]
+        x = grad.reshape(-1, *self.blocks(), *self.context(), u * v)
+        for axis in reversed(range(axes)):
+            n, c, t = self.blocks()[axis], self.context()[axis], self.tile[axis]
+            # (b, tiles of the axes before and of this one, their contexts, context of this one, ...)
+            x = x.movedim(1 + axis, 1 + 2 * axis)
+            steps = -(-c // t)
+            folded = x.new_zeros(*x.shape[: 1 + 2 * axis], n + steps - 1, t, *x.shape[3 + 2 * axis :])
+            for step in range(steps):
+                piece = x.narrow(2 + 2 * axis, step * t, min(t, c - step * t))
+                covered = folded.narrow(1 + 2 * axis, step, n).narrow(2 + 2 * axis, 0, piece.shape[2 + 2 * axis])
+                covered.add_(piece)
+            x = folded.flatten(1 + 2 * axis, 2 + 2 * axis)
+        for axis, (length, (before, _)) in enumerate(zip(self.size, self._margins(), strict=True), start=1):
+            x = x.narrow(axis, before, length)
+        return x.flatten(1, axes).unflatten(2, (u, v)).transpose(2, 3)
+
+    def _margins(self) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            (halo, halo + n * t - s)
+            for s, t, n, halo in zip(self.size, self.tile, self.blocks(), self.halo(), strict=True)
+        )
+
+
+def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
+    """Zero-pad the spatial axes of (b, *size, ·, ·)."""
+    if not any(map(any, margins)):
+        return x
+    return F.pad(x, [0, 0, 0, 0, *(side for margin in reversed(margins) for side in margin)])
+
+
+def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+    tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[2]
+    if name == "attention":
+        # windows may be 8 times as large as what is to stay in cache: they are read but once
+        return _in_chunks(partial(AttentionOrder.apply, tiling), query, value, expanded, -(-tiles * c * v // 8))
+    order = _recomputed(partial(_lambda_order, tiling))
+    return _in_chunks(order, query, value, expanded, tiles * len(expanded) * k * v)
+
+
+class AttentionOrder(torch.autograd.Function):
+    """a = query·E, then a·value: in pieces of a that stay in cache, each computed again for the gradients.
+
+    The backward pass is made of differentiable operations, for double backward.
+    """
+
+    @staticmethod
+    def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+        ctx.tiling = tiling
+        ctx.save_for_backward(query, value, expanded)
+        queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+        t, h, tiles, _ = queries.shape
+        y = query.new_empty(tiles, t, h, value.shape[2])
+        for tile, blocks in _pieces(queries, windows):
+            attention = _attention(queries[tile, :, blocks], expanded[tile])
+            y[blocks, tile] = torch.bmm(attention, windows[blocks]).reshape(y[blocks, tile].shape)
+        return tiling.ungroup(y.permute(1, 2, 0, 3))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        tiling, (query, value, expanded) = ctx.tiling, ctx.saved_tensors
+        queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+        grad = tiling.group(grad).permute(2, 0, 1, 3).contiguous()  # (B, t, h, v)
+        grad_queries = torch.empty_like(queries)
+        grad_windows, grad_expanded = torch.zeros_like(windows), torch.zeros_like(expanded)
+        for tile, blocks in _pieces(queries, windows):
+            q, e, w = queries[tile, :, blocks], expanded[tile], windows[blocks]
+            g = grad[blocks, tile].flatten(1, 2)  # (B, t·h, v)
+            grad_windows[blocks].baddbmm_(_attention(q, e).transpose(1, 2), g)
+            grad_attention = torch.bmm(g, w.transpose(1, 2)).transpose(0, 1)  # (t·h, B, c·u)
+            grad_attention = grad_attention.reshape(len(e), -1, e.shape[1])  # (t, h·B, c·u)
+            grad_queries[tile, :, blocks] = torch.bmm(grad_attention, e).reshape(q.shape)
+            grad_expanded[tile].baddbmm_(grad_attention.transpose(1, 2), q.reshape(len(e), -1, q.shape[3]))
+        return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[3]), grad_expanded
+
+
+def _attention(queries: Tensor, expanded: Tensor) -> Tensor:
+    """(t, h, B, k) x (t, c·u, k) -> (B, t·h, c·u)"""
+    t, h, _, k = queries.shape
+    attention = torch.bmm(queries.reshape(t, -1, k), expanded.transpose(1, 2))  # (t, h·B, c·u)
+    return attention.reshape(t * h, -1, expanded.shape[1]).transpose(0, 1)
+
+
+def _pieces(queries: Tensor, windows: Tensor) -> list[tuple[slice, slice]]:
+    """Pairs (positions of the tile, tiles) whose attention (t·h, B, c·u) stays in cache."""
+    t, h, tiles, _ = queries.shape
+    if torch.compiler.is_compiling():
+        return [(slice(None), slice(None))]
+    most = max(1, (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // (h * windows.shape[1]))
+    # as many tiles as positions, if there are: products with few rows run at a third of the speed
+    tiles_each = min(tiles, math.isqrt(most))
+    t_each = min(t, most // tiles_each)
+    return [(tile, some) for tile in _slices(t, t_each) for some in _slices(tiles, most // t_each)]
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+    queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+    t, h, _, k = queries.shape
+    position_lambda = torch.matmul(expanded.transpose(1, 2).flatten(0, 1), windows)  # (B, t·k, v)
+    queries = queries.permute(2, 0, 1, 3).reshape(-1, h, k)  # (B·t, h, k)
+    y = torch.bmm(queries, position_lambda.reshape(-1, k, windows.shape[2]))  # (B·t, h, v)
+    return tiling.ungroup(y.unflatten(0, (-1, t)).permute(1, 2, 0, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Lambdas of whole maps: convolution and FFT
+
+
+def _map_order(map_lambda: Callable, size: Size, query: Tensor, value: Tensor, table: Tensor) -> Tensor:
+    b, n, h, k = query.shape
+    position_lambda = map_lambda(value.permute(0, 2, 3, 1).unflatten(3, size), table)  # (b, v, k, *size)
+    position_lambda = position_lambda.flatten(3).permute(0, 3, 2, 1).reshape(b * n, k, -1)
+    return torch.bmm(query.reshape(b * n, h, k), position_lambda).reshape(b, n, h, -1)
+
+
+def _convolution_lambda(value: Tensor, table: Tensor) -> Tensor:
+    """The values' v is folded into the batch: (b, v, u, *size), (k, u, *scope) -> (b, v, k, *size)."""
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[table.dim() - 3]
+    padding = tuple(r // 2 for r in table.shape[2:])
+    return convolution(value.flatten(0, 1), table, padding=padding).unflatten(0, value.shape[:2])
+
+
+def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
+    """The same in frequencies, in float32 at the least: sums over a map overflow in half precision.
+
+    Axis by axis, so that no transform runs over rows that are padding or about to be cut off.
+    """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    axes = table.dim() - 2
+    scope, size = table.shape[2:], value.shape[3:]
+    padded = [_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True)]
+    values = _frequencies(value.to(dtype), padded)  # (b, v, u, *f)
+    kernels = _frequencies(table.to(dtype).flip(tuple(range(-axes, 0))), padded)  # (k, u, *f)
+    products = [values[:, :, None, i] * kernels[:, i] for i in range(table.shape[1])]
+    x = reduce(torch.add, products)  # (b, v, k, *f)
+    for axis in range(-axes, -1):
+        x = torch.fft.ifft(x, dim=axis).narrow(axis, scope[axis] // 2, size[axis])
+    return torch.fft.irfft(x, padded[-1]).narrow(-1, scope[-1] // 2, size[-1]).to(value.dtype)
+
+
+def _frequencies(x: Tensor, padded: list[int]) -> Tensor:
+    x = torch.fft.rfft(x, padded[-1])
+    for axis in range(-len(padded), -1):
+        x = torch.fft.fft(x, padded[axis], dim=axis)
+    return x
+
+
+MAP_LAMBDAS = {"convolution": _convolution_lambda, "fft": _fft_lambda}
+
+
+def _fft_length(length: int) -> int:
+    """The next multiple of 4 with no prime factor above 5: 75 takes a quarter longer than 80."""
+    length = -(-length // 4) * 4
+    rest = length
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return length if rest == 1 else _fft_length(length + 4)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Chunks of the batch
+
+# the most floats that a chunk's largest intermediate may have
+CACHED = 2**18  # on the CPU: half of an L2 cache
+DEVICE_CHUNK = 2**26  # elsewhere, only to bound the memory: 256 MiB in float32
+
+
+def _in_chunks(order: Callable, query: Tensor, value: Tensor, embedding: Tensor, per_image: int) -> Tensor:
+    """The batch in pieces whose largest intermediate (`per_image` floats per image) stays in cache."""
+    most = CACHED if query.device.type == "cpu" else DEVICE_CHUNK
+    chunk = max(1, most // per_image)
+    if torch.compiler.is_compiling() or chunk >= len(query):
+        return order(query, value, embedding)
+    chunks = zip(query.split(chunk), value.split(chunk), strict=True)
+    return torch.cat([order(queries, values, embedding) for queries, values in chunks])
+
+
+def _recomputed(order: Callable) -> Callable:
+    """`order` whose backward pass computes the lambdas (b, n, k, v) again instead of keeping them."""
+
+    def recomputed(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
+        return checkpoint(order, query, value, embedding, use_reentrant=False, preserve_rng_state=False)
+
+    return recomputed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The rule
+
+
+class Costs(NamedTuple):
+    """Nanoseconds of forward and backward per unit of work."""
+
+    product: float  # one multiplication and addition of the forward pass, in either order
+    attention: float  # one entry of the attention (t, h, B, c·u): written and read in each pass
+    position_lambda: float  # one entry of λ_p (b, n, k, v)
+    window: float  # one entry of the windows (B, c·u, v)
+    embedding: float  # one entry of the expanded embedding (t, c·u, k)
+    tile: float
+    transform: float  # one entry of (v, k, *f), padding included
+    frequency_product: float  # likewise, for each of u
+    convolution_product: float
+
+
+# cpu: fitted to 350 timings from 8×8 to 64×64, d 64 to 512, one AVX-512 core (Zen 4), float32, PyTorch 2.15.
+# cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
+COSTS = {
+    "cpu": Costs(0.10, 1.1, 10, 3.0, 8, 3000, 16, 5, 0.77),
+    "cuda": Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
+}
+NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
+MOST_EXPANDED = 2**23  # floats of the expanded embedding: 32 MiB, and as much again for its gradient
+
+
+@torch.compiler.assume_constant_result
+def choose_way(
+    size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu", only_whole: bool = False
+) -> Way:
+    """The cheapest way by `cost`, among those whose expanded embedding is not too large."""
+    return _cheapest(size, scope, h, k, v, u, device, only_whole)
+
+
+@lru_cache
+def _cheapest(size: Size, scope: Size, h: int, k: int, v: int, u: int, device: str, only_whole: bool) -> Way:
+    tiles = [size] if only_whole else list(product(*({min(s, t) for t in (1, 2, 4, 8, s)} for s in size)))
+    ways = [Way(name, tile) for name in ("attention", "lambda") for tile in sorted(tiles)]
+    if not only_whole:
+        ways = [way for way in ways if _expanded(way, size, scope) * k * u <= MOST_EXPANDED]
+        ways += [Way("convolution"), Way("fft")]
+    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, device=device))
+
+
+def _expanded(way: Way, size: Size, scope: Size) -> int:
+    return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context())
+
+
+def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu") -> float:
+    """Nanoseconds for forward and backward of one image, projections and norms left out."""
+    costs = COSTS.get(device, COSTS["cuda"])
+    if way.name == "convolution":
+        return costs.convolution_product * math.prod(size) * math.prod(scope) * u * k * v
+    if way.name == "fft":
+        count = math.prod(_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True))
+        transformed = count * (costs.transform + costs.frequency_product * u)
+        return k * v * (transformed + costs.position_lambda * math.prod(size))
+    tiling = Tiling(size, way.tile, scope)
+    t, c, tiles = math.prod(way.tile), math.prod(tiling.context()) * u, math.prod(tiling.blocks())
+    if way.name == "attention":
+        ordered = t * c * h * (costs.product * (k + v) + costs.attention)
+    else:
+        ordered = t * k * v * (costs.product * c + costs.position_lambda)
+    per_tile = ordered + costs.window * c * v + costs.tile
+    return tiles * per_tile + costs.embedding * t * c * k / NOMINAL_BATCH

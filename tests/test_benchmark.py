@@ -1,0 +1,50 @@
+import json
+
+import pytest
+import torch
+
+import benchmark
+from benchmark import Case
+
+
+@pytest.mark.parametrize("case", [Case(4, 8, 3), Case(5, 8, None), Case(4, 8, 3, 2), Case(3, 8, 9)])
+def test_plain_layers_compute_the_same(case):
+    torch.manual_seed(0)
+    layer = case.layer()
+    x = torch.randn(2, case.dim, case.side, case.side)
+    torch.testing.assert_close(benchmark.EinsumLambda(layer, case)(x), layer(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(benchmark.Conv3dLambda(layer)(x), layer(x), atol=1e-4, rtol=1e-4)
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def function():
+        for _ in range(3):
+            kept = torch.zeros(2**18)  # 1 MiB
+            kept = kept + 1
+
+    assert benchmark.peak_memory(function, torch.device("cpu")) == pytest.approx(2, abs=1.1)
+
+
+def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "QUICK_CASES", [Case(4, 8, 3)])
+    monkeypatch.setattr(benchmark, "POSITIONS", {"cpu": 32})
+    monkeypatch.setattr(benchmark, "MOST_TIMES_SLOWER", 1e9)
+    monkeypatch.setattr(benchmark, "MOST_EMBEDDING", 1)
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "layer", "--quick", "--device", "cpu"])
+    monkeypatch.setattr(benchmark, "BUDGET", 0)
+    benchmark.main()
+    (path,) = tmp_path.glob("layer-quick-*-torch-*.json")
+    report = json.loads(path.read_text())
+    (case,) = report["cases"]
+    assert {case["way"], "attention 4x4", "lambda 1x4", "convolution", "fft", "conv3d"} <= set(case["rows"])
+    assert "products" in case["left_out"]["einsum"]
+    assert all(row["peak_memory_mib"] > 0 for row in case["rows"].values())
+    assert report["summary"]["forward_backward"]["geometric_mean_speed_up"] > 0
+    assert "chosen is" in capsys.readouterr().out
+
+
+def test_missing_cuda_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(benchmark.errors.InputError, match="use --device cpu"):
+        benchmark.pick_device("cuda")
