@@ -1,411 +1,57 @@
-"""Timings and peak memory on this machine: a table for people and a JSON file with versions and device.
+"""Timings and peak memory on this machine: a table for people, and a JSON file with the device and versions.
 
-    python benchmark.py layer            # every way of computing the lambda layer; CPU: about 10 minutes
-    python benchmark.py layer --quick    # a few shapes; about a minute
+    python benchmark.py layer            # every way of computing the lambda layer; two CPU cores: about ten minutes
+    python benchmark.py train            # training steps of whole networks, beside plain ones; about fifteen
+    python benchmark.py infer            # the same without gradients; about fifteen
+    python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five
 
-`layer` times forward and forward + backward of the whole layer (projections, norms, content and position)
-in training mode, float32, with gradients for the input and every parameter. All the rows of a shape are timed
-in turns, so that a disturbance meets all of them; a first turn is not counted. * marks the way that the rule
-chooses. Two plain layers stand beside: "einsum", the paper's listing, whose E (n, m, k, u) is given expanded,
-at no cost; and "conv3d", position lambdas by a 3-D convolution. They get contiguous input, `LambdaLayer` gets
-channels-last input: each what it likes best.
+Each with `--quick` gives an answer in about a minute. The files go to runs/benchmarks/.
 """
 
 import argparse
-import json
-import math
-import os
-import platform
-import re
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import errors
-from lambda_layer import LambdaLayer, Tiling, Way, choose_way, cost
+from benchmark_layer import benchmark_layer
+from benchmark_network import benchmark_infer, benchmark_train
+from benchmark_scaling import benchmark_scaling, plot
+from errors import InputError, one_line_errors
+from measuring import write_report
+from model_preparation import describe_device, find_device
 
-FOLDER = Path("runs/benchmarks")
-MEMORY_HOW = {
-    "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (profiler's "
-    "memory events); parameters, the input and scratch memory inside MKL and oneDNN not counted",
-    "cuda": "torch.cuda.max_memory_allocated during one forward + backward, less what was allocated before",
+BENCHMARKS = {
+    "layer": benchmark_layer,
+    "train": benchmark_train,
+    "infer": benchmark_infer,
+    "scaling": benchmark_scaling,
 }
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Measuring
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
 
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(message)
 
-class Timing(NamedTuple):
-    """Milliseconds: median, and the quartiles as the spread."""
 
-    median: float
-    low: float
-    high: float
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    function()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def measure(functions: dict[str, Callable], device: torch.device, budget: float) -> dict[str, Timing]:
-    """All the functions in turns, 3 to 25 times within about `budget` seconds, after one warm-up turn."""
-    turn = sum(seconds(function, device) for function in functions.values())
-    turns = min(25, max(3, int(budget / turn)))
-    times = {name: [] for name in functions}
-    for _ in range(turns):
-        for name, function in functions.items():
-            times[name].append(1e3 * seconds(function, device))
-    return {
-        name: Timing(statistics.median(t), *(statistics.quantiles(t, n=4)[i] for i in (0, 2)))
-        for name, t in times.items()
-    }
-
-
-def peak_memory(function: Callable[[], object], device: torch.device) -> float:
-    """MiB; see MEMORY_HOW."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    with silent_standard_error(), profiler as profile:
-        function()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest / 2**20
-
-
-@contextmanager
-def silent_standard_error() -> Iterator[None]:
-    """The profiler's C++ part writes two lines for each use, past `sys.stderr`."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = re.findall(r"model name\s*: (.*)", read_or_empty("/proc/cpuinfo"))
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def read_or_empty(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def write_report(name: str, device: torch.device, content: dict) -> Path:
-    """The JSON file, with the device and PyTorch's version in its name."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    report = {"benchmark": name, "device": device_name(device), "versions": versions, **content}
-    slug = re.sub(r"[^a-z0-9.]+", "-", f"{name} {device_name(device)} torch {torch.__version__}".lower())
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{slug}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return path
-
-
-# ------------------------------------------------------------------------------------------------------------
-# layer
-
-
-class Case(NamedTuple):
-    side: int
-    dim: int
-    scope: int | None
-    intra_depth: int = 1
-
-    def layer(self) -> LambdaLayer:
-        size = None if self.scope else self.side
-        return LambdaLayer(self.dim, scope=self.scope, input_size=size, intra_depth=self.intra_depth)
-
-    def rule_arguments(self, layer: LambdaLayer) -> tuple:
-        sides = (min(self.scope or math.inf, 2 * self.side - 1),) * 2
-        depths = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
-        return (self.side, self.side), sides, *depths
-
-
-SCOPES = (7, 23, None)
-CASES = [
-    *(Case(side, dim, scope) for side, dim in ((8, 64), (8, 512)) for scope in (7, None)),
-    *(Case(16, dim, scope) for dim in (64, 256, 512) for scope in SCOPES),
-    *(Case(32, dim, scope) for dim in (64, 128, 256) for scope in SCOPES),
-    *(Case(64, 64, scope) for scope in SCOPES),
-    *(Case(side, dim, scope, 4) for side, dim in ((8, 512), (16, 256), (32, 128)) for scope in (7, None)),
-    Case(64, 64, 7, 4),
-]
-QUICK_CASES = [Case(8, 512, None), Case(16, 256, 7), Case(16, 256, None), Case(32, 64, 7), Case(32, 64, 23)]
-
-POSITIONS = {"cpu": 4096, "cuda": 2**17}  # of the whole batch
-BUDGET = 9.0  # seconds for the turns of a shape; a quarter of it with --quick
-MOST_PRODUCTS = {"cpu": 3e9, "cuda": 3e12}  # of a plain layer's forward pass; beyond, its row is left out
-MOST_EMBEDDING = 2**27  # floats of the einsum's E, 512 MiB; likewise
-MOST_TIMES_SLOWER = 6  # by the rule's estimate, than the chosen way; likewise for a forced one
-
-
-class PlainLambda(nn.Module):
-    """The layer as it is commonly written, channels first, with the parameters of a `LambdaLayer`."""
-
-    def __init__(self, layer: LambdaLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer, (b, _, *size) = self.layer, x.shape
-        h, k, v, u = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
-        query, key, value = (
-            F.conv2d(x, linear.weight[:, :, None, None]).flatten(2)
-            for linear in (layer.to_queries, layer.to_keys, layer.to_values)
-        )
-        query = layer.norm_queries(query).view(b, h, k, -1)
-        value = layer.norm_values(value).view(b, v, u, -1)
-        key = key.view(b, k, u, -1).softmax(-1)
-        content_lambda = torch.einsum("bkum,bvum->bkv", key, value)
-        y = torch.einsum("bhkn,bkv->bhvn", query, content_lambda) + self.position(query, value, size)
-        return y.reshape(b, h * v, *size)
-
-
-class EinsumLambda(PlainLambda):
-    def __init__(self, layer: LambdaLayer, case: Case) -> None:
-        super().__init__(layer)
-        size, scope, *_, u = case.rule_arguments(layer)
-        with torch.no_grad():
-            table = layer.embedding
-            middle = [(have - need) // 2 for have, need in zip(table.shape[2:], scope, strict=True)]
-            table = table[:, :, middle[0] :, middle[1] :][:, :, : scope[0], : scope[1]]
-            expanded = Tiling(size, size, scope).expand(table)  # (n, m·u, k)
-        self.embedding = nn.Parameter(expanded.unflatten(1, (-1, u)).transpose(2, 3).contiguous())
-
-    def position(self, query: Tensor, value: Tensor, size: list[int]) -> Tensor:
-        position_lambda = torch.einsum("nmku,bvum->bnkv", self.embedding, value)
-        return torch.einsum("bhkn,bnkv->bhvn", query, position_lambda)
-
-
-class Conv3dLambda(PlainLambda):
-    def position(self, query: Tensor, value: Tensor, size: list[int]) -> Tensor:
-        table = self.layer.embedding.unsqueeze(2)  # (k, u, 1, r, r)
-        padding = (0, *(r // 2 for r in table.shape[3:]))
-        position_lambda = F.conv3d(value.transpose(1, 2).unflatten(3, size), table, padding=padding)
-        return torch.einsum("bhkn,bkvn->bhvn", query, position_lambda.flatten(3))
-
-
-def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, Callable], dict[str, str]]:
-    """(name: function of a gradient switch; name: why it is left out)"""
-    layer = case.layer().to(device)
-    size, _, *depths = arguments = case.rule_arguments(layer)
-    _, k, v, u = depths
-    n = math.prod(size)
-    kind = device.type
-    chosen = choose_way(*arguments, device=kind)
-    least = cost(chosen, *arguments, device=kind)
-    modules, left_out = {way_name(chosen): forced(layer, None)}, {}
-    for way in forced_ways(size):
-        times = cost(way, *arguments, device=kind) / least
-        if times > MOST_TIMES_SLOWER:
-            left_out[way_name(way)] = f"estimated {times:.0f} times slower than the chosen way"
-        elif way != chosen:
-            modules[way_name(way)] = forced(layer, way)
-    products = batch * n * k * v * u
-    if products * n > MOST_PRODUCTS[kind] or n * n * k * u > MOST_EMBEDDING:
-        left_out["einsum"] = f"{products * n / 1e9:.1f} G products, E of {n * n * k * u / 2**18:.0f} MiB"
-    else:
-        modules["einsum"] = EinsumLambda(layer, case).to(device)
-    if products * math.prod(layer.embedding.shape[2:]) > MOST_PRODUCTS[kind]:
-        left_out["conv3d"] = f"{products * math.prod(layer.embedding.shape[2:]) / 1e9:.1f} G products"
-    else:
-        modules["conv3d"] = Conv3dLambda(layer)
-    x = torch.randn(batch, case.dim, *size, device=device)
-    return {name: step(module, x) for name, module in modules.items()}, left_out
-
-
-def forced_ways(size: tuple[int, int]) -> list[Way]:
-    height, width = size
-    tiles = {(2, 4), (4, 4), (1, width), (2, width), (height, width)}
-    tiled = [Way(name, tile) for name in ("attention", "lambda") for tile in sorted(tiles)]
-    return [*tiled, Way("convolution"), Way("fft")]
-
-
-def forced(layer: LambdaLayer, way: Way | None) -> nn.Module:
-    twin = nn.Module.__new__(type(layer))
-    twin.__dict__ = {**layer.__dict__, "_way": way}
-    return twin
-
-
-def way_name(way: Way) -> str:
-    return " ".join([way.name, "x".join(map(str, way.tile))]).strip()
-
-
-def step(module: nn.Module, x: Tensor) -> Callable[[bool], None]:
-    """Forward, or forward + backward, in the memory format that the module likes best."""
-    if isinstance(module, LambdaLayer):
-        x = x.contiguous(memory_format=torch.channels_last)
-    x = x.clone().requires_grad_()
-    with torch.no_grad():
-        gradient = torch.ones_like(module(x))
-    wanted = [x, *(parameter for parameter in module.parameters() if used(module, parameter))]
-
-    def run(backward: bool) -> None:
-        with torch.set_grad_enabled(backward):
-            y = module(x)
-        if backward:
-            torch.autograd.grad(y, wanted, gradient)
-
-    return run
-
-
-def used(module: nn.Module, parameter: Tensor) -> bool:
-    """The einsum has its own expanded embedding in place of the layer's table."""
-    return not (isinstance(module, EinsumLambda) and parameter is module.layer.embedding)
-
-
-def benchmark_layer(device: torch.device, quick: bool) -> dict:
-    results = []
-    for case in QUICK_CASES if quick else CASES:
-        batch = max(2, POSITIONS[device.type] // case.side**2)
-        functions, left_out = layer_rows(case, device, batch)
-        budget = BUDGET / 4 if quick else BUDGET
-        both = measure({name: lambda f=f: f(True) for name, f in functions.items()}, device, budget)
-        forward = measure({name: lambda f=f: f(False) for name, f in functions.items()}, device, budget / 3)
-        memory = {name: peak_memory(lambda f=f: f(True), device) for name, f in functions.items()}
-        arguments = case.rule_arguments(case.layer())
-        result = {
-            **case._asdict(),
-            "batch": batch,
-            "way": way_name(choose_way(*arguments, device=device.type)),
-            "rows": {
-                name: {
-                    "forward_ms": forward[name]._asdict(),
-                    "forward_backward_ms": both[name]._asdict(),
-                    "peak_memory_mib": round(memory[name], 3),
-                }
-                for name in functions
-            },
-            "left_out": left_out,
-        }
-        results.append(result)
-        print_case(result)
-    summary = summarise(results)
-    print_summary(summary)
-    return {
-        "dtype": "float32",
-        "unit": "milliseconds per batch: median, lower and upper quartile",
-        "memory": MEMORY_HOW[device.type],
-        "summary": summary,
-        "cases": results,
-    }
-
-
-def case_name(result: dict) -> str:
-    scope = f"r={result['scope']}" if result["scope"] else "global"
-    return f"{result['side']}x{result['side']} d={result['dim']} {scope} u={result['intra_depth']}"
-
-
-def print_case(result: dict) -> None:
-    print(f"\n{case_name(result)}, batch {result['batch']}: chosen is {result['way']}")
-    print(f"  {'':18}{'forward ms':>20}{'forward+backward ms':>28}{'peak MiB':>10}")
-    for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["forward_backward_ms"]["median"]):
-        times = [
-            "{median:.1f} ({low:.1f} to {high:.1f})".format(**row[k]) for k in ("forward_ms", "forward_backward_ms")
-        ]
-        mark = "*" if name == result["way"] else " "
-        print(f"{mark} {name:18}{times[0]:>20}{times[1]:>28}{row['peak_memory_mib']:>10.1f}")
-    for name, reason in result["left_out"].items():
-        print(f"  {name:18} left out: {reason}")
-
-
-def summarise(results: list[dict]) -> dict:
-    """Chosen against the best forced way, and against the faster plain layer, by medians."""
-    summary = {}
-    for measured in ("forward_ms", "forward_backward_ms"):
-        to_best, speed_up = {}, {}
-        for result in results:
-            times = {name: row[measured]["median"] for name, row in result["rows"].items()}
-            chosen = times[result["way"]]
-            plain = [times.pop(name) for name in ("einsum", "conv3d") if name in times]
-            to_best[case_name(result)] = round(chosen / min(times.values()), 3)
-            if plain:
-                speed_up[case_name(result)] = round(min(plain) / chosen, 2)
-        summary[measured.removesuffix("_ms")] = {
-            "worst_chosen_to_best_forced": max(to_best.values()),
-            "slower_than_1.1_best_forced": {name: ratio for name, ratio in to_best.items() if ratio > 1.1},
-            "geometric_mean_speed_up": round(statistics.geometric_mean(speed_up.values()), 2),
-            "slower_than_plain": {name: ratio for name, ratio in speed_up.items() if ratio < 1},
-            "speed_up": speed_up,
-            "no_plain_row": [case_name(result) for result in results if case_name(result) not in speed_up],
-        }
-    return summary
-
-
-def print_summary(summary: dict) -> None:
-    for measured, figures in summary.items():
-        print(f"\n{measured.replace('_', ' + ')}:")
-        print(f"  chosen way, worst ratio to the best forced one: {figures['worst_chosen_to_best_forced']:.2f}")
-        for name, ratio in figures["slower_than_1.1_best_forced"].items():
-            print(f"    short of 1.1: {name} {ratio:.2f}")
-        print(
-            "  speed-up over the faster of einsum and conv3d, geometric mean over "
-            f"{len(figures['speed_up'])} shapes: {figures['geometric_mean_speed_up']:.2f} "
-            f"({min(figures['speed_up'].values()):.2f} to {max(figures['speed_up'].values()):.2f})"
-        )
-        for name, ratio in figures["slower_than_plain"].items():
-            print(f"    slower than plain: {name} {ratio:.2f}")
-        print(f"  shapes where both plain layers are left out: {', '.join(figures['no_plain_row']) or 'none'}")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Command line
-
-BENCHMARKS = {"layer": benchmark_layer}
-
-
-def pick_device(name: str | None) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise errors.InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark that the command line names."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--quick", action="store_true", help="a few shapes, in about a minute")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
+    parser.add_argument("--quick", action="store_true", help="a few rows, in about a minute")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<index> or mps")
+    arguments = parser.parse_args(argv)
+    device = find_device(arguments.device)
     torch.manual_seed(0)
     content = BENCHMARKS[arguments.benchmark](device, arguments.quick)
     name = arguments.benchmark + ("-quick" if arguments.quick else "")
-    print(f"\nPeak memory: {content['memory']}.\nWritten to {write_report(name, device, content)}")
+    command = f"python benchmark.py {name.replace('-', ' --')}"
+    path = write_report(name, command, device, content)
+    if arguments.benchmark == "scaling":
+        plot(content, describe_device(device), path.with_suffix(".svg"))
+    print(f"\nPeak memory: {content['memory']}.\nWritten to {path}")
 
 
 if __name__ == "__main__":
-    with errors.one_line_errors():
+    with one_line_errors():
         main()

@@ -2,8 +2,11 @@
 
 import math
 import os
+import platform
+import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -191,10 +194,16 @@ def set_determinism(deterministic: bool) -> None:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device as a person names it, such as `NVIDIA H100 80GB HBM3` or `CPU, 2 threads`."""
+    """The device as a person names it, such as `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    if device.type == "mps":
+        return f"{platform.machine()} MPS"
+    try:
+        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        names = []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def reset_peak_memory(device: torch.device) -> None:

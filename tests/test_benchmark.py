@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import benchmark
-from benchmark import Case
+import benchmark_layer
+import measuring
+from benchmark_layer import Case
+from errors import InputError
 
 
 @pytest.mark.parametrize("case", [Case(4, 8, 3), Case(5, 8, None), Case(4, 8, 3, 2), Case(3, 8, 9)])
@@ -12,8 +15,8 @@ def test_plain_layers_compute_the_same(case):
     torch.manual_seed(0)
     layer = case.layer()
     x = torch.randn(2, case.dim, case.side, case.side)
-    torch.testing.assert_close(benchmark.EinsumLambda(layer, case)(x), layer(x), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(benchmark.Conv3dLambda(layer)(x), layer(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(benchmark_layer.EinsumLambda(layer, case)(x), layer(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(benchmark_layer.Conv3dLambda(layer)(x), layer(x), atol=1e-4, rtol=1e-4)
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -22,18 +25,17 @@ def test_peak_memory_counts_what_is_held_at_once():
             kept = torch.zeros(2**18)  # 1 MiB
             kept = kept + 1
 
-    assert benchmark.peak_memory(function, torch.device("cpu")) == pytest.approx(2, abs=1.1)
+    assert measuring.peak_memory(function, torch.device("cpu")) == pytest.approx(2, abs=1.1)
 
 
 def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "QUICK_CASES", [Case(4, 8, 3)])
-    monkeypatch.setattr(benchmark, "POSITIONS", {"cpu": 32})
-    monkeypatch.setattr(benchmark, "MOST_TIMES_SLOWER", 1e9)
-    monkeypatch.setattr(benchmark, "MOST_EMBEDDING", 1)
-    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "layer", "--quick", "--device", "cpu"])
-    monkeypatch.setattr(benchmark, "BUDGET", 0)
-    benchmark.main()
+    monkeypatch.setattr(benchmark_layer, "QUICK_CASES", [Case(4, 8, 3)])
+    monkeypatch.setattr(benchmark_layer, "POSITIONS", {"cpu": 32})
+    monkeypatch.setattr(benchmark_layer, "MOST_TIMES_SLOWER", 1e9)
+    monkeypatch.setattr(benchmark_layer, "MOST_EMBEDDING", 1)
+    monkeypatch.setattr(measuring, "FOLDER", tmp_path)
+    monkeypatch.setattr(benchmark_layer, "BUDGET", 0)
+    benchmark.main(["layer", "--quick", "--device", "cpu"])
     (path,) = tmp_path.glob("layer-quick-*-torch-*.json")
     report = json.loads(path.read_text())
     (case,) = report["cases"]
@@ -44,7 +46,14 @@ def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
     assert "chosen is" in capsys.readouterr().out
 
 
-def test_missing_cuda_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(benchmark.errors.InputError, match="use --device cpu"):
-        benchmark.pick_device("cuda")
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("layer --device cuda:99", "device: cuda:99 is not there"),
+        ("speed", "invalid choice: 'speed'"),
+        ("", "required"),
+    ],
+)
+def test_bad_command_lines_are_refused_in_one_line(line, says):
+    with pytest.raises(InputError, match=says):
+        benchmark.main(line.split())

@@ -74,7 +74,8 @@ def test_self_attention_is_the_formula() -> None:
 def test_scaling_reports_and_draws_every_point(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(benchmark_scaling, "SIDES", (2, 4))
     monkeypatch.setattr(benchmark_scaling, "BATCHES", (1, 2))
-    monkeypatch.setattr(benchmark_scaling, "DEPTHS", (26, 50))
+    monkeypatch.setattr(benchmark_scaling, "DEPTHS", (26,))
+    monkeypatch.setattr(benchmark_scaling, "IMAGE_SIZE", 8)
     monkeypatch.setattr(benchmark_scaling, "DIM", 8)
     monkeypatch.setattr(benchmark_scaling, "BATCH", 1)
     monkeypatch.setattr(benchmark_scaling, "SIDE", 4)
@@ -84,7 +85,7 @@ def test_scaling_reports_and_draws_every_point(monkeypatch, tmp_path, capsys) ->
     content = benchmark_scaling.benchmark_scaling(CPU, quick=True)
     left_out = [point for point in content["points"] if "left_out" in point]
     assert [(point["axis"], point["value"]) for point in left_out] == [("side", 4), ("batch", 1), ("batch", 2)]
-    assert len(content["points"]) == 2 * 3 * 4
+    assert len(content["points"]) == (2 + 2 + 1) * 4
     benchmark_scaling.plot(content, "a machine", tmp_path / "scaling.svg")
     assert "self-attention" in (tmp_path / "scaling.svg").read_text()
     assert "left out: each attention map takes" in capsys.readouterr().out
