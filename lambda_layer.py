@@ -630,7 +630,7 @@ class Costs(NamedTuple):
 # cpu: fitted to 350 timings from 8×8 to 64×64, d 64 to 512, one AVX-512 core (Zen 4), float32, PyTorch 2.15.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {
-    "cpu": Costs(0.10, 1.1, 10, 3.0, 8, 3000, 16, 5, 0.77),
+    "cpu": Costs(0.10, 1.1, 10, 2.0, 5.5, 3000, 11, 5, 0.77),
     "cuda": Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
 }
 NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
@@ -662,17 +662,17 @@ def _expanded(way: Way, size: Size, scope: Size) -> int:
 def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu") -> float:
     """Nanoseconds for forward and backward of one image, projections and norms left out."""
     costs = COSTS.get(device, COSTS["cuda"])
+    position_lambda = costs.position_lambda * math.prod(size) * k * v
     if way.name == "convolution":
-        return costs.convolution_product * math.prod(size) * math.prod(scope) * u * k * v
+        return costs.convolution_product * math.prod(size) * math.prod(scope) * u * k * v + position_lambda
     if way.name == "fft":
         count = math.prod(_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True))
-        transformed = count * (costs.transform + costs.frequency_product * u)
-        return k * v * (transformed + costs.position_lambda * math.prod(size))
+        return count * k * v * (costs.transform + costs.frequency_product * u) + position_lambda
     tiling = Tiling(size, way.tile, scope)
     t, c, tiles = math.prod(way.tile), math.prod(tiling.context()) * u, math.prod(tiling.blocks())
     if way.name == "attention":
         ordered = t * c * h * (costs.product * (k + v) + costs.attention)
     else:
         ordered = t * k * v * (costs.product * c + costs.position_lambda)
-    per_tile = ordered + costs.window * c * v + costs.tile
-    return tiles * per_tile + costs.embedding * t * c * k / NOMINAL_BATCH
+    cut = costs.window * c * v + costs.tile if tiles > 1 else 0  # one tile needs no copy
+    return tiles * (ordered + cut) + costs.embedding * t * c * k / NOMINAL_BATCH

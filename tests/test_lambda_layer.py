@@ -341,6 +341,13 @@ def test_chosen_way_is_the_cheapest_that_fits(side, scope, device):
         assert tiling.expand(torch.zeros(16, 1, *sides)).numel() <= lambda_layer.MOST_EXPANDED
 
 
+@pytest.mark.parametrize("value_depth", [16, 128])
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+def test_small_maps_are_one_tile_in_attention_order(side, value_depth):
+    arguments = (side, side), (2 * side - 1,) * 2, 4, 16, value_depth, 1
+    assert lambda_layer.choose_way(*arguments) == Way("attention", (side, side))
+
+
 def test_norms_are_called_as_modules():
     layer = LambdaLayer(8, scope=3)
     calls = []
