@@ -9,19 +9,19 @@ Our rows: what `main_general.py` trains.
 
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
-from measuring import Timing, peak_memory, seconds
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from fast_layers import folded
 from LabelSmoothing import LabelSmoothing
+from measuring import Timing, peak_memory, seconds
 from model_preparation import PRECISIONS, prepare_training
 from nntrain import train_step
 from reference_networks import build_plain_resnet, build_study_lambda_resnet
@@ -29,7 +29,10 @@ from user_input import UserInput
 
 IMAGE_SIZE, CLASSES = 32, 10
 WORDS = ("LCCC", "LLCC", "LLLC", "CLLL", "CCLL", "CCCL")
-WARM_UP, STEPS = 3, 2  # steps before the first turn, and in a turn
+WARM_UP = 2  # steps before the first turn
+# Images in a step: the study's batch; with the cifar stem, whose maps are 16 times as large, fewer on a CPU
+BATCH_SIZES = {"imagenet": 128, "cifar": 16}
+BUDGET = 45.0  # seconds for the turns of a group of rows; a third of it with --quick
 PLAIN = {
     "torchvision's ResNet-50": lambda stem: build_plain_resnet(stem=stem, num_classes=CLASSES),
     "the study's λ-ResNet-50": lambda stem: build_study_lambda_resnet(
@@ -69,15 +72,15 @@ class Description(NamedTuple):
 
 def benchmark_train(device: torch.device, quick: bool) -> dict[str, Any]:
     """Steps of training: forward, loss, backward, optimizer."""
-    return _benchmark(device, quick, ["train"], [128])
+    return _benchmark(device, quick, ["train"])
 
 
 def benchmark_infer(device: torch.device, quick: bool) -> dict[str, Any]:
-    """Logits of a batch in evaluation mode, at several sizes of the batch."""
-    return _benchmark(device, quick, ["infer", "infer folded"], [128] if quick else [1, 128, 512])
+    """Logits of a batch in evaluation mode."""
+    return _benchmark(device, quick, ["infer", "infer folded"])
 
 
-def rows(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[int]) -> list[Row]:
+def rows(device: torch.device, quick: bool, tasks: list[str]) -> list[Row]:
     """The rows of a benchmark; `quick` keeps the two networks and their plain counterparts, in float32."""
     if quick:
         networks, stems, precisions = [*PLAIN, "ResNet-50", "λ-ResNet-50"], ["imagenet"], ["fp32"]
@@ -85,10 +88,9 @@ def rows(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[
         networks, stems = [*PLAIN, *OURS], ["imagenet", "cifar"]
         precisions = ["fp32", "bf16", "fp16"] if device.type == "cuda" else ["fp32", "bf16"]
     return [
-        Row(network, stem, precision, batch_size, task)
+        Row(network, stem, precision, 128 if device.type == "cuda" else BATCH_SIZES[stem], task)
         for stem in stems
         for precision in precisions
-        for batch_size in batch_sizes
         for task in tasks
         for network in networks
         # the plain rows are what a plain user has: float32, nothing folded
@@ -96,16 +98,16 @@ def rows(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[
     ]
 
 
-def _benchmark(device: torch.device, quick: bool, tasks: list[str], batch_sizes: list[int]) -> dict[str, Any]:
+def _benchmark(device: torch.device, quick: bool, tasks: list[str]) -> dict[str, Any]:
     results = []
-    everything = rows(device, quick, tasks, batch_sizes)
-    # those that are compared take turns; a group is as many processes as the memory must hold at once
-    groups = {(row.stem, row.batch_size, row.precision): [] for row in everything}
+    everything = rows(device, quick, tasks)
+    # a group takes turns: as many processes as the memory must hold at once
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in everything:
-        groups[row.stem, row.batch_size, row.precision].append(row)
+        groups.setdefault((row.stem, row.precision), []).append(row)
     rates = {name: matrix_rate(device, name) for name in {row.precision for row in everything}}
     for group in groups.values():
-        results += measure_rows(group, device, turns=4 if quick else 8)
+        results += measure_rows(group, device, BUDGET / 3 if quick else BUDGET)
         print_rows(results[-len(group) :], rates)
     summary = compare(results)
     for line, ratio in summary.items():
@@ -122,8 +124,8 @@ def _benchmark(device: torch.device, quick: bool, tasks: list[str], batch_sizes:
 # ------------------------------------------------------------------------------------------------- the processes
 
 
-def measure_rows(group: list[Row], device: torch.device, turns: int) -> list[dict[str, Any]]:
-    """Time the rows in turns, each in its process."""
+def measure_rows(group: list[Row], device: torch.device, budget: float) -> list[dict[str, Any]]:
+    """Time the rows in turns, each in its process: a step at a time, 4 to 50 turns within about `budget` seconds."""
     context = multiprocessing.get_context("spawn")
     pipes, processes, descriptions = [], [], []
     for row in group:
@@ -134,10 +136,11 @@ def measure_rows(group: list[Row], device: torch.device, turns: int) -> list[dic
         processes.append(process)
         descriptions.append(ours.recv())  # one after the other: their first steps shall not disturb each other
     times: list[list[float]] = [[] for _ in group]
-    for _ in tqdm(range(turns), f"{group[0].stem}, {group[0].precision}", leave=False, disable=None):
+    started = time.perf_counter()
+    while len(times[0]) < 4 or (len(times[0]) < 50 and time.perf_counter() - started < budget):
         for pipe, measured in zip(pipes, times, strict=True):
             pipe.send("time")
-            measured += pipe.recv()
+            measured.append(pipe.recv())
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send("end")
         process.join()
@@ -157,7 +160,7 @@ def serve(pipe: Connection, row: Row, device_name: str, threads: int) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     pipe.send(Description(parameters, counter.get_total_flops(), peak_memory(step, device)))
     while pipe.recv() == "time":
-        pipe.send([1e3 * seconds(step, device) for _ in range(STEPS)])
+        pipe.send(1e3 * seconds(step, device))
 
 
 def prepare(row: Row, device: torch.device) -> tuple[Callable[[], object], nn.Module]:
