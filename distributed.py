@@ -12,6 +12,7 @@ The GPUs' part, by NCCL, follows PyTorch's documentation and has not been run: t
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ def world() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # which `cuda` without a number means
-    _store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = next(dist.rendezvous("env://"))
+    _store = dist.PrefixStore(f"attempt {restarts()}", store)  # torchrun may keep the store of the killed workers
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
     try:
@@ -49,6 +51,9 @@ def world() -> Iterator[None]:
             raise
         print(f"rank {rank()}: another process of this run has ended", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        # torchrun, seeing the first process gone, ends the others: those that leave by themselves keep their exit code
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.destroy_process_group()
 
 
