@@ -23,7 +23,7 @@ from fast_layers import folded
 from LabelSmoothing import LabelSmoothing
 from measuring import Timing, peak_memory, seconds
 from model_preparation import PRECISIONS, prepare_training
-from nntrain import train_step
+from nntrain import compute_gradients, update_parameters
 from reference_networks import build_plain_resnet, build_study_lambda_resnet
 from user_input import UserInput
 
@@ -178,7 +178,12 @@ def prepare(row: Row, device: torch.device) -> tuple[Callable[[], object], nn.Mo
     images = images.contiguous(memory_format=torch.channels_last)
     if row.task == "train":
         training.model.train()
-        return lambda: train_step(training, images, labels), training.model
+
+        def step() -> None:
+            compute_gradients(training, images, labels)
+            update_parameters(training)
+
+        return step, training.model
     model = folded(training.model) if "folded" in row.task else training.model.eval()
     return inference(model, images, device, PRECISIONS[row.precision]), model
 

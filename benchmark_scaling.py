@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from measuring import measure, peak_memory
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from fast_layers import quicken
 from lambda_layer import LambdaLayer
+from measuring import measure, peak_memory
 from resnet import build_resnet, halve, stage_sizes
 from resnet_lambda import build_lambda_resnet
 

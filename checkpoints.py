@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distributed import on_main
 from errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
@@ -74,9 +75,22 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
     Returns:
         The run's state, and a line for each newer checkpoint that was passed over, damaged or another run's, and why.
 
+    Of several processes, rank 0 reads for all of them.
+
     Raises:
         InputError: no checkpoint is sound, or its settings are not those of `args`.
     """
+    saved, passed_over = on_main(_newest_sound, folder, args)
+    training.load_state_dict(saved["training"])
+    restore_random_states(saved["random"])
+    return _run_state(saved), passed_over
+
+
+def _run_state(saved: dict[str, Any]) -> RunState:
+    return RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
+
+
+def _newest_sound(folder: Path, args: UserInput) -> tuple[dict[str, Any], list[str]]:
     with writing(folder):
         for unfinished in (folder / CHECKPOINTS).glob("*.tmp"):
             unfinished.unlink()
@@ -84,7 +98,7 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
     for path in reversed(checkpoint_files(folder)):
         try:
             saved = read_checkpoint(path)
-            state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
+            state = _run_state(saved)
             if state.config["id"] != identity:
                 raise InputError("it is another run's")
         except Exception as error:  # a damaged file fails in whichever way its bytes happen to
@@ -93,9 +107,7 @@ def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[
             continue
         if differences := contradictions(args, from_saved(state.config["settings"], path)):
             raise InputError(f"resume: the settings contradict those of {folder}: {'; '.join(differences)}")
-        training.load_state_dict(saved["training"])
-        restore_random_states(saved["random"])
-        return state, passed_over
+        return saved, passed_over
     raise InputError(f"resume: no checkpoint in {folder} is sound: {'; '.join(passed_over)}")
 
 

@@ -3,7 +3,7 @@
 Small images live in memory as uint8, on the training device, and a whole batch is cropped, flipped and normalised
 there by one gather. What does not fit streams through worker processes. Either way the order of the images and
 every draw of the augmentation are a function of (seed, epoch) alone: neither the device, nor the number of workers,
-nor a resumption changes them.
+nor a resumption changes them. Of several processes each gets its share of every batch.
 
 Shapes: n images of a data set · b of a batch · s side in pixels · images are (n, s, s, 3) uint8 in memory,
 and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
@@ -29,11 +29,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from distributed import hide_bar, one_before_the_others, rank, size
 from errors import InputError
 from user_input import UserInput
 
@@ -80,14 +81,18 @@ def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tens
 
 
 class Loader(Protocol):
-    """What training and test ask of their data: `images` images in `len(loader)` batches."""
+    """What training and test ask of their data: `images` images in `len(loader)` batches, of all processes together."""
 
     images: int
 
     def __len__(self) -> int: ...
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        """Images (b, 3, s, s) and labels (b,) of an epoch on the device, from batch number `first` on."""
+        """Images (b, 3, s, s) and labels (b,) of an epoch on the device, from batch number `first` on.
+
+        Of several processes each gets its share: in training as many images as every other one, in a test perhaps
+        one less, so that of the last batch there may be none.
+        """
         ...
 
 
@@ -119,15 +124,42 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     Raises:
         InputError: files are missing, damaged or do not agree; nothing has been written but a download.
     """
-    train, test, classes = _SOURCES[args.dataset](args)
+    with one_before_the_others():
+        train, test, classes = _SOURCES[args.dataset](args)
     train, validation = _split(train, args.validation_fraction)
-    if len(train.labels) < 2:
-        raise InputError(f"data_dir: {len(train.labels)} training images are too few; batch norm needs two at least")
+    _check_shares(args, len(train.labels))
     fits = _fits_in_memory(args, len(train.labels) + len(test.labels))
     parts = [part for part in (train, test, validation) if part is not None]
     prepare = _in_memory if fits else _streaming
     loaders, normalisation = prepare(args, parts, device)
     return Data(loaders[0], loaders[2] if validation else None, loaders[1], tuple(classes), normalisation)
+
+
+def _check_shares(args: UserInput, images: int) -> None:
+    if args.batch_size % size():
+        raise InputError(f"batch_size: {args.batch_size} cannot be shared out evenly among {size()} processes")
+    least = size() if args.sync_batch_norm and size() > 1 else 2 * size()
+    if images < least:
+        raise InputError(f"data_dir: {images} training images are too few; batch norm needs two at least")
+    if args.batch_size < least:
+        raise InputError(
+            f"batch_size: {args.batch_size} leaves one image for each of {size()} processes, and batch norm needs two; "
+            f"take {least} at least, or sync_batch_norm"
+        )
+
+
+def _training_batch(batch_size: int, images: int) -> int:
+    """Images in a training step: `batch_size`, or as many as there are and can be shared out evenly."""
+    return min(batch_size, images // size() * size())
+
+
+def shares(count: int, batch_size: int, first: int = 0) -> list[slice]:
+    """This process's part of each batch of `count` images, from batch number `first` on.
+
+    Every `size()`-th image is a process's own: as many in each where the batch is full, or one less in some.
+    """
+    starts = range(first * batch_size, count, batch_size)
+    return [slice(start + rank(), min(start + batch_size, count), size()) for start in starts]
 
 
 def class_count(args: UserInput) -> int:
@@ -263,7 +295,7 @@ def _decode(image_set: ImageSet, side: int) -> Tensor:
     images = np.empty((count, side, side, 3), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding a JPEG releases the interpreter's lock
         rows = pool.map(read, range(count))
-        for i, row in enumerate(tqdm(rows, "reading images", count, leave=False, disable=None, unit="img")):
+        for i, row in enumerate(tqdm(rows, "reading images", count, leave=False, disable=hide_bar(), unit="img")):
             images[i] = row
     return torch.from_numpy(images)
 
@@ -296,9 +328,8 @@ class PlainLoader:
         return -(-self.images // self.batch_size)
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        for start in range(first * self.batch_size, self.images, self.batch_size):
-            stop = start + self.batch_size
-            yield self.normalisation.apply(self.pixels[start:stop]), self.labels[start:stop]
+        for share in shares(self.images, self.batch_size, first):
+            yield self.normalisation.apply(self.pixels[share]), self.labels[share]
 
 
 @dataclass(frozen=True)
@@ -320,7 +351,7 @@ class AugmentedLoader:
     def of(cls, plain: PlainLoader, seed: int, flip: bool) -> "AugmentedLoader":
         """The images of `plain`, padded once for all the crops to come."""
         pixels = F.pad(plain.pixels, (0, 0, *(CROP_PADDING,) * 4))
-        batch_size = min(plain.batch_size, plain.images)
+        batch_size = _training_batch(plain.batch_size, plain.images)
         return cls(pixels, plain.labels, batch_size, plain.normalisation, seed, flip)
 
     @property
@@ -337,10 +368,9 @@ class AugmentedLoader:
         order = torch.randperm(count, generator=generator).to(device)
         top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator).to(device)
         flip = (torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)).to(device)
-        for start in range(first * self.batch_size, self.images, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            pixels = crop_and_flip(self.pixels, order[batch], top[batch], left[batch], flip[batch])
-            yield self.normalisation.apply(pixels), self.labels[order[batch]]
+        for share in shares(self.images, self.batch_size, first):
+            pixels = crop_and_flip(self.pixels, order[share], top[share], left[share], flip[share])
+            yield self.normalisation.apply(pixels), self.labels[order[share]]
 
 
 def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -370,7 +400,7 @@ def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
     train = StreamLoader(
         image_set=parts[0],
         transform=augment,
-        batch_size=min(args.batch_size, len(parts[0].labels)),
+        batch_size=_training_batch(args.batch_size, len(parts[0].labels)),
         normalisation=normalisation,
         seed=args.seed,
         train=True,
@@ -404,14 +434,14 @@ class StreamLoader:
         return count // self.batch_size if self.train else -(-count // self.batch_size)
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        order = self._order(epoch)
         loader = DataLoader(
             _Stream(self.image_set, self.transform, self.seed, epoch),
-            batch_size=self.batch_size,
-            sampler=self._order(epoch)[first * self.batch_size :],
+            batch_sampler=[order[share] for share in shares(self.images, self.batch_size, first)],
             num_workers=self.workers,
-            drop_last=self.train,
+            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_interrupts_to_main,
+            worker_init_fn=_leave_signals_to_main,
         )
         try:
             for pixels, labels in loader:
@@ -445,5 +475,11 @@ class _Stream(Dataset):
         return torch.from_numpy(np.array(image)), int(self.image_set.labels[i])
 
 
-def _leave_interrupts_to_main(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; main ends the workers
+def _collate(items: list[tuple[Tensor, int]]) -> Batch:
+    return default_collate(items) if items else (torch.empty(0, 1, 1, 3, dtype=torch.uint8), torch.empty(0).long())
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    # Ctrl-C, and torchrun's SIGTERM, reach the whole process group; main ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from distributed import first_to_fail
+
 EXIT_CODE = 2
 
 
@@ -16,9 +18,13 @@ class InputError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with exit code 2 and one line on standard error when an `InputError` comes through."""
+    """End the process with exit code 2 and one line on standard error when an `InputError` comes through.
+
+    Of several processes that meet the same error, one prints it.
+    """
     try:
         yield
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if first_to_fail():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None

@@ -1,15 +1,18 @@
-"""Ctrl-C and SIGTERM ask a run to save and leave; a second one ends it at once."""
+"""Ctrl-C and SIGTERM ask a run to save and leave; a second one of the same kind ends it at once."""
 
 import signal
 import threading
 from types import FrameType
 
+from distributed import all_max
+
 
 class StopRequest:
     """Within this context the first SIGINT or SIGTERM is noted, to be asked for between two steps: `stop()`.
 
-    A second signal of either kind has its usual effect. Outside the main thread, where Python allows no signal
-    handlers, it does nothing.
+    Of several processes, all are told at the same step when one of them got it: so each must ask equally often. A
+    second signal of the same kind has its usual effect; torchrun may send a SIGTERM of its own after a Ctrl-C.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -17,6 +20,7 @@ class StopRequest:
         self._usual: dict[int, object] = {}
 
     def __call__(self) -> bool:
+        self.signal = all_max(self.signal or 0) or None
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
@@ -26,13 +30,12 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore()
+        for number in list(self._usual):
+            self._restore(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        self.signal = self.signal or number
+        self._restore(number)
 
-    def _restore(self) -> None:
-        for number, handler in self._usual.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._usual = {}
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._usual.pop(number))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from checkpoints import RunState, write_atomically
 from data_preprocessing import Data
+from distributed import launch, size
 from model_preparation import Training, describe_device
 from run_folder import CONFIG, LOG, METRICS, next_number, writing
 from user_input import FREE_ON_RESUME, PROJECT, UserInput
@@ -47,6 +48,8 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
     return {
         "id": uuid.uuid4().hex,  # by which a run knows its own checkpoints
         "number": next_number(args),
+        "launch": launch(),  # by which torchrun's restarted workers know their run
+        "processes": size(),
         "command": args.command(),
         "started": datetime.now().isoformat(timespec="seconds"),
         "settings": dataclasses.asdict(args),
@@ -179,3 +182,25 @@ class RunLog:
         }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
         return hparams(settings, {TAGS[name]: 0.0 for name in figures})
+
+
+class NoLog:
+    """What the processes have that do not write: all of `RunLog`'s ways to tell, and nothing told."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def begin(self) -> None:
+        pass
+
+    def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
+        pass
+
+    def end(self) -> None:
+        pass

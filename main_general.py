@@ -4,6 +4,8 @@
     python main_general.py --dataset digits --epochs 5        # no download, about a minute on two CPU cores
     python main_general.py --model baseline --resume          # go on with the newest run of that model
 
+    torchrun --nproc_per_node=2 main_general.py               # two processes, on as many GPUs or on the CPU
+
 A run writes into runs/<Baseline|Lambda>/<date>_lr<lr>_<host>/: watch it with `tensorboard --logdir runs`.
 Ctrl-C saves a checkpoint and leaves; `--resume` goes on from there.
 """
@@ -11,6 +13,7 @@ Ctrl-C saves a checkpoint and leaves; `--resume` goes on from there.
 import math
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,10 @@ from tqdm import tqdm
 
 from checkpoints import RunState, load_checkpoint, save_checkpoint
 from data_preprocessing import Data, load_data
+from distributed import hide_bar, is_main, launch, on_main, restarts, world
 from errors import one_line_errors
 from interruption import StopRequest
-from log_data import RunLog, start_config
+from log_data import NoLog, RunLog, start_config
 from model_preparation import (
     Training,
     find_device,
@@ -32,7 +36,7 @@ from model_preparation import (
 )
 from nntest import Evaluation, evaluate
 from nntrain import EpochProgress, train_epoch
-from run_folder import find_run, locked, make_run_folder
+from run_folder import checkpoint_files, find_launched, find_run, locked, make_run_folder
 from user_input import UserInput, load_user_input
 
 
@@ -57,6 +61,8 @@ class RunResult:
 def main(args: UserInput) -> RunResult:
     """Train and test one network for `args.epochs` epochs, or for what is left of them.
 
+    In each of several processes, within `distributed.world()`, it does its share and gives the same result.
+
     Raises:
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
@@ -64,16 +70,17 @@ def main(args: UserInput) -> RunResult:
     set_determinism(args.deterministic)
     data = load_data(args, device)
     training = prepare_training(args, len(data.classes), device)
-    folder = make_run_folder(args) if args.resume is None else find_run(args)
-    with StopRequest() as stop, locked(folder):
+    folder = on_main(open_folder, args)
+    with StopRequest() as stop, ExitStack() as main_alone:
+        on_main(main_alone.enter_context, locked(folder))
         state, log = begin_or_resume(args, folder, data, training)
-        with log, tqdm(total=args.epochs, initial=state.epochs_done, desc="epochs", leave=False, disable=None) as bar:
+        with log, tqdm(None, "epochs", args.epochs, False, initial=state.epochs_done, disable=hide_bar()) as bar:
             while state.epochs_done < args.epochs:
                 if run_epoch(data, training, state, stop):
                     log.epoch(state.rows[-1], total_seconds(state))
                     bar.update()
                 if stop() or state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs:
-                    save_checkpoint(folder, state, training)
+                    on_main(save_checkpoint, folder, state, training)
                 if stop():
                     break
             result = summarise(folder, state, stop)
@@ -81,18 +88,33 @@ def main(args: UserInput) -> RunResult:
     return result
 
 
-def begin_or_resume(args: UserInput, folder: Path, data: Data, training: Training) -> tuple[RunState, RunLog]:
+def open_folder(args: UserInput) -> Path:
+    """The folder of the run to go on with, or a new one.
+
+    A run goes on where its settings say so, and where torchrun has restarted the workers that began it.
+    """
+    if args.resume is not None:
+        return find_run(args)
+    return (find_launched(args, launch()) if restarts() else None) or make_run_folder(args)
+
+
+def begin_or_resume(args: UserInput, folder: Path, data: Data, training: Training) -> tuple[RunState, RunLog | NoLog]:
     """A run at its beginning, or where its newest sound checkpoint has it."""
-    if args.resume is None:
-        state = RunState(start_config(args, data, training))
-        log = RunLog(folder, state, data)
+    if not on_main(checkpoint_files, folder):
+        state = RunState(on_main(start_config, args, data, training))
+        log = open_log(folder, state, data)
         log.begin()
         return state, log
     state, passed_over = load_checkpoint(folder, args, training)
-    log = RunLog(folder, state, data)
+    log = open_log(folder, state, data)
     steps = state.progress.steps
     log.say("\n".join([*passed_over, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
     return state, log
+
+
+def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
+    """The run's log, in the one process that writes it."""
+    return RunLog(folder, state, data) if is_main() else NoLog()
 
 
 def run_epoch(data: Data, training: Training, state: RunState, stop: StopRequest) -> bool:
@@ -107,7 +129,7 @@ def run_epoch(data: Data, training: Training, state: RunState, stop: StopRequest
     if test is None or (data.validation and validation is None):
         return False
     state.rows.append(epoch_row(epoch, training, state.progress, validation, test))
-    state.progress = EpochProgress()
+    state.progress = EpochProgress(skipped=state.progress.skipped)
     training.end_epoch()
     return True
 
@@ -162,7 +184,7 @@ def summarise(folder: Path, state: RunState, stop: StopRequest) -> RunResult:
     )
 
 
-def report(args: UserInput, log: RunLog, result: RunResult) -> None:
+def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
     """Say what the run came to, and what to do next."""
     if result.epochs < args.epochs:
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {result.folder}")
@@ -175,9 +197,9 @@ def report(args: UserInput, log: RunLog, result: RunResult) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with world(), one_line_errors():
         try:
-            outcome = main(load_user_input())
+            outcome = main(on_main(load_user_input))
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell reports an end by SIGINT
     sys.exit(0 if outcome.stopped_by is None else 128 + outcome.stopped_by)

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.resnet import ResNet
 
 from data_preprocessing import class_count
+from distributed import local_rank, size
 from errors import InputError
 from fast_layers import keep_freed_memory, quicken
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
+from sync_batch_norm import synchronise
 from user_input import UserInput
 
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
@@ -29,7 +32,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Training:
     """All that a training step uses, and all whose state a checkpoint keeps."""
 
-    model: nn.Module
+    model: nn.Module  # with the keys of a checkpoint, whatever the number of processes
+    parallel: nn.Module  # the same as training calls it: of several processes, each backward averages the gradients
     optimizer: optim.Optimizer
     scheduler: optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
@@ -84,11 +88,14 @@ def prepare_training(args: UserInput, num_classes: int, device: torch.device) ->
         keep_freed_memory()
     torch.manual_seed(args.seed)
     model = build_model(args, num_classes).to(device, memory_format=torch.channels_last)
+    if args.sync_batch_norm and size() > 1:
+        model = synchronise(model, device)
     if args.compile:
         model.compile()
     optimizer = make_optimizer(args, model)
     return Training(
         model=model,
+        parallel=average_gradients(model) if size() > 1 else model,
         optimizer=optimizer,
         scheduler=make_scheduler(args, optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
@@ -96,6 +103,16 @@ def prepare_training(args: UserInput, num_classes: int, device: torch.device) ->
         device=device,
         precision=precision,
     )
+
+
+def average_gradients(model: nn.Module) -> DistributedDataParallel:
+    """The model as each of several processes calls it in training: every backward averages their gradients.
+
+    Before a step, all take rank 0's running statistics: so what rank 0 saves is the state of all.
+    """
+    # of a 1×1 weight, whose strides can be written in two ways; the copy that it warns of is made in any case
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    return DistributedDataParallel(model)
 
 
 def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
@@ -167,7 +184,17 @@ def find_device(name: str) -> torch.device:
         there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         there += ["mps"] if torch.backends.mps.is_available() else []
         raise InputError(f"device: {name} is not there; this machine has {', '.join(there)}") from error
+    if size() > 1:
+        _check_own_device(device)
     return device
+
+
+def _check_own_device(device: torch.device) -> None:
+    """Of several processes each needs a GPU of its own, which `cuda` without a number means, or the CPU."""
+    if device.type == "mps" or device.index is not None:
+        raise InputError(f"device: {size()} processes cannot share {device}; take cuda, cpu or auto")
+    if device.type == "cuda" and local_rank() >= torch.cuda.device_count():
+        raise InputError(f"device: more processes than GPUs; this machine has {torch.cuda.device_count()}")
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data_preprocessing import Loader
+from distributed import all_sum, hide_bar, share_buffers
 from model_preparation import Training, count_correct
 
 
@@ -26,18 +27,21 @@ class Evaluation:
 def evaluate(
     training: Training, loader: Loader, name: str = "test", should_stop: Callable[[], bool] = lambda: False
 ) -> Evaluation | None:
-    """Count every image once, in evaluation mode; None where `should_stop` ended it early."""
+    """Count every image once, over all processes, in evaluation mode; None where `should_stop` ended it early."""
     training.model.eval()
+    share_buffers(training.model)
     started, images = time.perf_counter(), 0
     loss_sum = torch.tensor(0.0, device=training.device)
     correct = torch.tensor(0, device=training.device)
-    for pixels, labels in tqdm(loader.batches(), name, len(loader), leave=False, disable=None):
+    for pixels, labels in tqdm(loader.batches(), name, len(loader), leave=False, disable=hide_bar()):
         if should_stop():
             return None
+        if not len(labels):  # of a last, small batch there may be none left for this process
+            continue
         with training.autocast():
             logits = training.model(pixels)
         loss_sum += F.cross_entropy(logits.float(), labels, reduction="sum")
         correct += count_correct(logits, labels)
         images += len(labels)
-    loss, top1 = float(loss_sum) / images, 100.0 * int(correct) / images
-    return Evaluation(loss, top1, images, time.perf_counter() - started)
+    loss_sum, correct, images = all_sum(float(loss_sum), int(correct), images)
+    return Evaluation(loss_sum / images, 100.0 * correct / images, int(images), time.perf_counter() - started)

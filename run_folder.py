@@ -76,6 +76,18 @@ def find_run(args: "UserInput") -> Path:
     return folder
 
 
+def find_launched(args: "UserInput", launch: str | None) -> Path | None:
+    """The run that an earlier attempt of this torchrun began; None where there is none, or no checkpoint in it."""
+    mine: list[tuple[int, Path]] = []
+    for path in (args.runs_path / GROUPS[args.model]).glob(f"*/{CONFIG}"):
+        with suppress(InputError):  # a damaged run is none of ours
+            config = read_config(path.parent)
+            if launch is not None and config.get("launch") == launch:
+                mine.append((config["number"], path.parent))
+    newest = max(mine)[1] if mine else None
+    return newest if newest and checkpoint_files(newest) else None
+
+
 def next_number(args: "UserInput") -> int:
     """One more than the highest number of the model's runs, by which the newest is known, whatever the clock says."""
     numbers = [0]

@@ -94,6 +94,9 @@ class UserInput:
         above=0.0,
         maximum=1.0,
     )
+    sync_batch_norm: bool = setting(
+        False, "batch norm over the whole batch of all torchrun's processes, not over each process's share of it"
+    )
 
     # The data
     dataset: str = setting(
@@ -104,11 +107,11 @@ class UserInput:
     )
     data_dir: str = setting("data", "folder that holds, or will hold, the data set")
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)
-    batch_size: int = setting(128, "images per training step (study: 128)", minimum=2)
+    batch_size: int = setting(128, "images per training step, of all processes together (study: 128)", minimum=2)
     workers: int = setting(2, "processes that load images which do not fit in memory; 0: the main process", minimum=0)
     memory_gib: float = setting(
         2.0,
-        "memory in GiB that a data set may take on the training device; a larger one streams",
+        "memory in GiB that a data set may take on the training device of each process; a larger one streams",
         minimum=0.0,
     )
     validation_fraction: float = setting(

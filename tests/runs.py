@@ -1,8 +1,10 @@
 """Starting runs as processes, and comparing what they leave behind."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -22,6 +24,32 @@ def flags(args: UserInput) -> list[str]:
 def start(args: UserInput, *more: str, **options) -> subprocess.Popen:
     command = [sys.executable, str(PROJECT / "main_general.py"), *flags(args), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def start_torchrun(args: UserInput, *more: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen:
+    """As `start`, with several worker processes; the first of several errors is the first line on standard error."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    options = [f"--nproc_per_node={processes}", f"--max_restarts={restarts}", "--monitor_interval=0.1"]
+    command = [*launcher, *options, str(PROJECT / "main_general.py"), *flags(args), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=args.runs_path.parent
+    )
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that a process has started itself, oldest first."""
+    table = subprocess.run(["ps", "-eo", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
+    pairs = [line.split() for line in table.splitlines()]
+    return sorted(int(child) for parent, child in pairs if int(parent) == process.pid)
+
+
+def wait_for_epochs(args: UserInput, epochs: int, process: subprocess.Popen) -> None:
+    """Until so many lines of metrics are there, or the process has ended."""
+    while process.poll() is None:
+        if any(len(path.read_text().splitlines()) >= epochs for path in args.runs_path.glob("*/*/metrics.jsonl")):
+            return
+        time.sleep(0.02)
 
 
 def read_metrics(folder: Path) -> list[dict]:

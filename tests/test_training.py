@@ -21,7 +21,7 @@ from model_preparation import (
     prepare_training,
 )
 from nntest import evaluate
-from nntrain import EpochProgress, NonFiniteLoss, train_epoch
+from nntrain import EpochProgress, NonFinite, train_epoch
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
 
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     images, labels = batch(4)
     bad = torch.full_like(images, math.inf)
     loader = Batches((images, labels), (images, labels), (bad, labels), (images, labels))
-    with pytest.raises(NonFiniteLoss, match="the loss is not finite at epoch 7, step 3 of 4"):
+    with pytest.raises(NonFinite, match="the loss is not finite at epoch 7, step 3 of 4"):
         train_epoch(training, loader, 7, EpochProgress())
 
 
