@@ -2,9 +2,10 @@
 
 Forward and forward + backward of the whole layer (projections, norms, content and position) in training mode, float32,
 with gradients for the input and every parameter. All the rows of a shape are timed in turns, so that a disturbance
-meets all of them; a first turn is not counted. * marks the way that the rule chooses. Two plain layers stand beside:
-"einsum", the paper's listing, whose E (n, m, k, u) is given expanded, at no cost; and "conv3d", position lambdas by a
-3-D convolution. They get contiguous input, `LambdaLayer` gets channels-last input: each what it likes best.
+meets all of them; a first turn is not counted. "chosen" is the layer as it is, which follows the rule, one for forward
+alone and one for both; each other way is forced. Two plain layers stand beside: "einsum", the paper's listing, whose
+E (n, m, k, u) is given expanded, at no cost; and "conv3d", position lambdas by a 3-D convolution. They get contiguous
+input, `LambdaLayer` gets channels-last input: each what it likes best.
 """
 
 import math
@@ -107,14 +108,14 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     _, k, v, u = depths
     n = math.prod(size)
     kind = device.type
-    chosen = choose_way(*arguments, device=kind)
-    least = cost(chosen, *arguments, device=kind)
-    modules, left_out = {way_name(chosen): forced(layer, None)}, {}
-    for way in forced_ways(size):
+    chosen = chosen_ways(arguments, kind)
+    modules, left_out = {"chosen": layer}, {}
+    least = cost(chosen["forward_backward"], *arguments, device=kind)
+    for way in sorted({*forced_ways(size), *chosen.values()}):
         times = cost(way, *arguments, device=kind) / least
         if times > MOST_TIMES_SLOWER:
             left_out[way_name(way)] = f"estimated {times:.0f} times slower than the chosen way"
-        elif way != chosen:
+        else:
             modules[way_name(way)] = forced(layer, way)
     products = batch * n * k * v * u
     if products * n > MOST_PRODUCTS[kind] or n * n * k * u > MOST_EMBEDDING:
@@ -129,6 +130,12 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     return {name: step(module, x) for name, module in modules.items()}, left_out
 
 
+def chosen_ways(arguments: tuple, device: str) -> dict[str, Way]:
+    """What the rule picks, for either measurement."""
+    measured = {"forward": False, "forward_backward": True}
+    return {name: choose_way(*arguments, device=device, backward=backward) for name, backward in measured.items()}
+
+
 def forced_ways(size: tuple[int, int]) -> list[Way]:
     height, width = size
     tiles = {(2, 4), (4, 4), (1, width), (2, width), (height, width)}
@@ -136,7 +143,7 @@ def forced_ways(size: tuple[int, int]) -> list[Way]:
     return [*tiled, Way("convolution"), Way("fft")]
 
 
-def forced(layer: LambdaLayer, way: Way | None) -> nn.Module:
+def forced(layer: LambdaLayer, way: Way) -> nn.Module:
     twin = nn.Module.__new__(type(layer))
     twin.__dict__ = {**layer.__dict__, "_way": way}
     return twin
@@ -182,7 +189,7 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
         result = {
             **case._asdict(),
             "batch": batch,
-            "way": way_name(choose_way(*arguments, device=device.type)),
+            "chosen": {name: way_name(way) for name, way in chosen_ways(arguments, device.type).items()},
             "rows": {
                 name: {
                     "forward_ms": forward[name]._asdict(),
@@ -212,14 +219,16 @@ def case_name(result: dict) -> str:
 
 
 def print_case(result: dict) -> None:
-    print(f"\n{case_name(result)}, batch {result['batch']}: chosen is {result['way']}")
+    forward, both = result["chosen"].values()
+    print(
+        f"\n{case_name(result)}, batch {result['batch']}: chosen is {both}{f', {forward} forward' * (forward != both)}"
+    )
     print(f"  {'':18}{'forward ms':>20}{'forward+backward ms':>28}{'peak MiB':>10}")
     for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["forward_backward_ms"]["median"]):
         times = [
             "{median:.1f} ({low:.1f} to {high:.1f})".format(**row[k]) for k in ("forward_ms", "forward_backward_ms")
         ]
-        mark = "*" if name == result["way"] else " "
-        print(f"{mark} {name:18}{times[0]:>20}{times[1]:>28}{row['peak_memory_mib']:>10.1f}")
+        print(f"  {name:18}{times[0]:>20}{times[1]:>28}{row['peak_memory_mib']:>10.1f}")
     for name, reason in result["left_out"].items():
         print(f"  {name:18} left out: {reason}")
 
@@ -231,7 +240,7 @@ def summarise(results: list[dict]) -> dict:
         to_best, speed_up = {}, {}
         for result in results:
             times = {name: row[measured]["median"] for name, row in result["rows"].items()}
-            chosen = times[result["way"]]
+            chosen = times.pop("chosen")
             plain = [times.pop(name) for name in ("einsum", "conv3d") if name in times]
             to_best[case_name(result)] = round(chosen / min(times.values()), 3)
             if plain:

@@ -307,7 +307,7 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
     table = _middle(table, size).to(query.dtype)
     scope = tuple(table.shape[2:])
     depths = *query.shape[2:], *value.shape[2:]
-    way = way or choose_way(size, scope, *depths, device=query.device.type)
+    way = way or choose_way(size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled())
     if way.name in MAP_LAMBDAS:
         order = partial(_map_order, MAP_LAMBDAS[way.name], size)
         per_image = math.prod(size) * query.shape[3] * value.shape[2]
@@ -323,7 +323,9 @@ def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size,
     """
     scope = tuple(2 * length - 1 for length in size)
     depths = *query.shape[2:], *value.shape[2:]
-    way = way or choose_way(size, scope, *depths, device=query.device.type, only_whole=True)
+    way = way or choose_way(
+        size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled(), only_whole=True
+    )
     expanded = embedding.to(query.dtype).transpose(2, 3).flatten(1, 2)  # (n, m·u, k)
     return _tiled_output(way.name, Tiling(size, size, scope), query, value, expanded)
 
@@ -614,7 +616,7 @@ def _recomputed(order: Callable) -> Callable:
 
 
 class Costs(NamedTuple):
-    """Nanoseconds of forward and backward per unit of work."""
+    """Nanoseconds per unit of work."""
 
     product: float  # one multiplication and addition of the forward pass, in either order
     attention: float  # one entry of the attention (t, h, B, c·u): written and read in each pass
@@ -627,11 +629,13 @@ class Costs(NamedTuple):
     convolution_product: float
 
 
-# cpu: fitted to 350 timings from 8×8 to 64×64, d 64 to 512, one AVX-512 core (Zen 4), float32, PyTorch 2.15.
+# cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
-COSTS = {
-    "cpu": Costs(0.10, 1.1, 10, 2.0, 5.5, 3000, 11, 5, 0.77),
-    "cuda": Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
+COSTS = {  # (device, whether a backward pass follows)
+    ("cpu", True): Costs(0.10, 1.1, 10, 2.0, 5.5, 3000, 11, 5, 0.77),
+    ("cpu", False): Costs(0.033, 0.37, 3.3, 0.67, 1.8, 1000, 3.7, 1.7, 0.26),
+    ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
+    ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4),
 }
 NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
 MOST_EXPANDED = 2**23  # floats of the expanded embedding: 32 MiB, and as much again for its gradient
@@ -639,29 +643,51 @@ MOST_EXPANDED = 2**23  # floats of the expanded embedding: 32 MiB, and as much a
 
 @torch.compiler.assume_constant_result
 def choose_way(
-    size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu", only_whole: bool = False
+    size: Size,
+    scope: Size,
+    h: int,
+    k: int,
+    v: int,
+    u: int,
+    *,
+    device: str = "cpu",
+    backward: bool = True,
+    only_whole: bool = False,
 ) -> Way:
     """The cheapest way by `cost`, among those whose expanded embedding is not too large."""
-    return _cheapest(size, scope, h, k, v, u, device, only_whole)
+    return _cheapest(size, scope, h, k, v, u, device, backward, only_whole)
 
 
 @lru_cache
-def _cheapest(size: Size, scope: Size, h: int, k: int, v: int, u: int, device: str, only_whole: bool) -> Way:
+def _cheapest(
+    size: Size, scope: Size, h: int, k: int, v: int, u: int, device: str, backward: bool, only_whole: bool
+) -> Way:
     tiles = [size] if only_whole else list(product(*({min(s, t) for t in (1, 2, 4, 8, s)} for s in size)))
     ways = [Way(name, tile) for name in ("attention", "lambda") for tile in sorted(tiles)]
     if not only_whole:
         ways = [way for way in ways if _expanded(way, size, scope) * k * u <= MOST_EXPANDED]
         ways += [Way("convolution"), Way("fft")]
-    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, device=device))
+    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, device=device, backward=backward))
 
 
 def _expanded(way: Way, size: Size, scope: Size) -> int:
     return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context())
 
 
-def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, *, device: str = "cpu") -> float:
-    """Nanoseconds for forward and backward of one image, projections and norms left out."""
-    costs = COSTS.get(device, COSTS["cuda"])
+def cost(
+    way: Way,
+    size: Size,
+    scope: Size,
+    h: int,
+    k: int,
+    v: int,
+    u: int,
+    *,
+    device: str = "cpu",
+    backward: bool = True,
+) -> float:
+    """Nanoseconds for forward, or forward and backward, of one image, projections and norms left out."""
+    costs = COSTS.get((device, backward), COSTS["cuda", backward])
     position_lambda = costs.position_lambda * math.prod(size) * k * v
     if way.name == "convolution":
         return costs.convolution_product * math.prod(size) * math.prod(scope) * u * k * v + position_lambda

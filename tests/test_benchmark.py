@@ -39,7 +39,9 @@ def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
     (path,) = tmp_path.glob("layer-quick-*-torch-*.json")
     report = json.loads(path.read_text())
     (case,) = report["cases"]
-    assert {case["way"], "attention 4x4", "lambda 1x4", "convolution", "fft", "conv3d"} <= set(case["rows"])
+    assert {"chosen", *case["chosen"].values(), "attention 4x4", "lambda 1x4", "convolution", "fft", "conv3d"} <= set(
+        case["rows"]
+    )
     assert "products" in case["left_out"]["einsum"]
     assert all(row["peak_memory_mib"] > 0 for row in case["rows"].values())
     assert report["summary"]["forward_backward"]["geometric_mean_speed_up"] > 0
