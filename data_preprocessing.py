@@ -480,6 +480,8 @@ def _collate(items: list[tuple[Tensor, int]]) -> Batch:
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    # Ctrl-C, and torchrun's SIGTERM, reach the whole process group; main ends the workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, and torchrun's SIGTERM, reach a whole process group; main ends the workers, by a SIGTERM of its own
+    if os.name == "posix":
+        os.setpgrp()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

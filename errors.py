@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distributed import first_to_fail
-
 EXIT_CODE = 2
 
 
@@ -25,6 +23,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        from distributed import first_to_fail  # here, so that --help need not wait for PyTorch
+
         if first_to_fail():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None

@@ -21,7 +21,7 @@ from model_preparation import (
     prepare_training,
 )
 from nntest import evaluate
-from nntrain import EpochProgress, NonFinite, train_epoch
+from nntrain import SKIPS, EpochProgress, NonFinite, train_epoch
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
 
@@ -182,6 +182,58 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     loader = Batches((images, labels), (images, labels), (bad, labels), (images, labels))
     with pytest.raises(NonFinite, match="the loss is not finite at epoch 7, step 3 of 4"):
         train_epoch(training, loader, 7, EpochProgress())
+
+
+class GradientOf(torch.autograd.Function):
+    """The value as it is, and with it a gradient of one's own choice."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+class SpoiltLoss(nn.CrossEntropyLoss):
+    """A finite loss whose gradients are multiplied by one factor after the other, the last one for good."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors = list(factors)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        factor = self.factors.pop(0) if len(self.factors) > 1 else self.factors[0]
+        return GradientOf.apply(super().forward(logits, labels), factor)
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_gradients_that_are_not_finite_are_named(factor: float) -> None:
+    training = small_training()
+    training.loss = SpoiltLoss(1.0, factor, 1.0)
+    with pytest.raises(NonFinite, match="the gradients are not finite at epoch 7, step 2 of 5"):
+        train_epoch(training, Batches(*[batch(4)] * 5), 7, EpochProgress())
+
+
+def test_loss_scaling_skips_steps_unmolested() -> None:
+    training = small_training()
+    training.scaler, training.loss = torch.amp.GradScaler("cpu"), SpoiltLoss(math.inf, math.inf, 1.0)
+    progress = train_epoch(training, Batches(*[batch(4)] * 4), 1, EpochProgress())
+    assert (progress.steps, progress.skipped) == (4, 0)
+    assert training.scaler.get_scale() == 2.0**14
+
+
+def test_loss_scaling_that_comes_to_nothing_is_named() -> None:
+    training = small_training()
+    training.scaler, training.loss = torch.amp.GradScaler("cpu"), SpoiltLoss(math.nan)
+    before = {name: value.clone() for name, value in training.model.named_parameters()}
+    progress = train_epoch(training, Batches(*[batch(2)] * 30), 1, EpochProgress())
+    assert progress.skipped == 30
+    assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
+    with pytest.raises(NonFinite, match=f"the gradients are not finite at epoch 2, step {SKIPS - 30 + 1} of 30"):
+        train_epoch(training, Batches(*[batch(2)] * 30), 2, EpochProgress(skipped=progress.skipped))
 
 
 def test_bf16_trains_like_fp32() -> None:
