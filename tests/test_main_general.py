@@ -1,10 +1,14 @@
 """Whole runs: what they leave behind, and that an interrupted one comes to what an undisturbed one does."""
 
+import builtins
 import dataclasses
 import datetime
+import errno
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,6 +336,96 @@ def wait_for(folder: Path, epochs: int, process: subprocess.Popen) -> None:
         if any(len(path.read_text().splitlines()) >= epochs for path in folder.glob("runs/*/*/metrics.jsonl")):
             return
         time.sleep(0.02)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread
+@pytest.mark.parametrize("victim", ["metrics.jsonl", "log.txt", "events", "config.json"])
+def test_a_full_disk_is_told_whatever_is_being_written(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    args, expected = undisturbed
+    folder = half_done(expected.folder, tmp_path)
+    with monkeypatch.context() as patch:
+        fill_the_disk_for(victim, patch)
+        with pytest.raises(
+            InputError, match=r"cannot be written \(No space left on device\); what was saved before is"
+        ):
+            main(dataclasses.replace(args, resume=str(folder)))
+    main(dataclasses.replace(args, resume=str(folder)))
+    assert_same_run(folder, expected.folder)
+
+
+def half_done(folder: Path, where: Path) -> Path:
+    """A copy of a run, as it was after its first checkpoint."""
+    copy = shutil.copytree(folder, where / "runs" / "Lambda" / folder.name)
+    (copy / "checkpoints" / "epoch0004.pt").unlink()
+    return copy
+
+
+def fill_the_disk_for(victim: str, patch: pytest.MonkeyPatch) -> None:
+    """From now on, whatever is written to files of that name fails as it does on a full disk."""
+    usual = builtins.open
+
+    def open_or_refuse(file, mode="r", *more, **options):
+        if not isinstance(file, int) and victim in os.fsdecode(file) and set(mode) & set("wa"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return usual(file, mode, *more, **options)
+
+    patch.setattr(builtins, "open", open_or_refuse)
+    patch.setattr(io, "open", open_or_refuse)  # by which name TensorBoard knows it
+
+
+@pytest.mark.parametrize("part", ["runs", "run"])
+def test_a_read_only_folder_is_one_line(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    args, result = undisturbed
+    args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
+    given = args if part == "runs" else dataclasses.replace(args, resume=str(half_done(result.folder, tmp_path)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:  # and not chmod, which does not bind an administrator
+        patch.setattr(Path, "mkdir", refuse)
+        patch.setattr(run_folder, "open", refuse, raising=False)
+        with pytest.raises(InputError, match="Read-only file system") as error:
+            main(given)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_clock_set_back_does_not_hide_the_newest_run(small: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime.datetime):
+        year_now = 2030
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls(cls.year_now, 12 if cls.year_now == 2030 else 1, 1)
+
+    monkeypatch.setattr(run_folder, "datetime", Clock)
+    args = dataclasses.replace(small, epochs=1)
+    older = main(args).folder
+    Clock.year_now = 2020
+    newer = main(args).folder
+    for path in older.rglob("*"):
+        os.utime(path, (2e9, 2e9))
+    assert main(dataclasses.replace(args, resume="latest")).folder == newer
+
+
+def test_of_two_processes_that_resume_a_run_one_goes_on(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path
+) -> None:
+    args, expected = undisturbed
+    folder = half_done(expected.folder, tmp_path)
+    both = [start(args, "--resume", str(folder), cwd=tmp_path) for _ in range(2)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in both]
+    for error, code in ends:
+        assert code in (0, 2)
+        assert (code == 2) == ("another process is training" in error)
+    assert 0 in [code for _, code in ends]
+    assert_same_run(folder, expected.folder)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
