@@ -33,17 +33,15 @@ from user_input import UserInput
 
 
 def compare_curves(args: UserInput, where: Path) -> None:
-    for source, memory_gib in (("in memory", 2.0), ("streaming", 0.0)):
-        given = dataclasses.replace(args, memory_gib=memory_gib, runs_dir=str(where / f"{source} 1"))
+    for source, memory_gib in (("memory", 2.0), ("stream", 0.0)):
+        given = dataclasses.replace(args, memory_gib=memory_gib, runs_dir=str(where / f"{source}1"))
         finish(given)
         (alone,) = (given.runs_path / "Lambda").iterdir()
         for processes in (2, 4):
-            shared = dataclasses.replace(given, runs_dir=str(where / f"{source} {processes}"))
+            shared = dataclasses.replace(given, runs_dir=str(where / f"{source}{processes}"))
             apart = assert_same_curve(run_under_torchrun(shared, processes), alone, args)
-            print(
-                f"{source}, {processes} processes: the curve of one; weights apart by {apart:.1e} of their way",
-                flush=True,
-            )
+            words = f"from {source}, {processes} processes: the curve of one, weights apart by {apart:.0e} of their way"
+            print(words, flush=True)
 
 
 def kill_workers(args: UserInput, where: Path, kills: int, chance: random.Random) -> int:
