@@ -7,10 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from log_data import TAGS
+from model_preparation import prepare_training
 from run_folder import checkpoint_files
 from user_input import PROJECT, UserInput
 
@@ -82,3 +85,36 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         assert torch.equal(ours["model"][name], value), name
     for index, state in theirs["optimizer"]["state"].items():
         assert all(torch.equal(ours["optimizer"]["state"][index][key], value) for key, value in state.items())
+
+
+def run_under_torchrun(args: UserInput, processes: int = 2) -> Path:
+    """The folder of an undisturbed run of several processes."""
+    process = start_torchrun(args, processes=processes)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    assert output.count("tensorboard --logdir") == 1  # one process tells
+    (folder,) = (args.runs_path / "Lambda").iterdir()
+    return folder
+
+
+def assert_same_curve(folder: Path, expected: Path, args: UserInput) -> float:
+    """The same figures of each epoch and, measured by the way that training has gone, the same weights.
+
+    Returns:
+        How far the weights are apart, as a share of that way.
+    """
+    ours, theirs = figures(folder), figures(expected)
+    assert len(ours) == len(theirs) == args.epochs
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+    begin = prepare_training(args, 3, torch.device("cpu")).model.state_dict()
+    one, other = final_state(folder)["model"], final_state(expected)["model"]
+    assert one.keys() == other.keys() == begin.keys()
+    apart = distance(one, other) / distance(other, begin)
+    assert apart < 1e-4
+    return apart
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return float(sum((one[name] - other[name]).double().square().sum() for name in one)) ** 0.5

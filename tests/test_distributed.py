@@ -8,21 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (
-    assert_same_run,
-    children,
-    figures,
-    final_state,
-    start_torchrun,
-    wait_for_epochs,
-)
+from runs import assert_same_curve, assert_same_run, children, run_under_torchrun, start_torchrun, wait_for_epochs
 from torch import Tensor
 
 import data_preprocessing
 from data_preprocessing import AugmentedLoader, Loader, load_data
 from errors import InputError
 from main_general import RunResult, main
-from model_preparation import prepare_training
 from user_input import UserInput
 
 CPU = torch.device("cpu")
@@ -56,35 +48,7 @@ def alone(args: UserInput) -> RunResult:
 @pytest.fixture(scope="module")
 def pair(args: UserInput) -> Path:
     """The folder of an undisturbed run of two processes."""
-    return finish(args, processes=2)
-
-
-def finish(args: UserInput, **options: int) -> Path:
-    args.runs_path.parent.mkdir(exist_ok=True)
-    process = start_torchrun(args, **options)
-    output, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    assert "Traceback" not in error
-    assert output.count("test images of 3 classes") == 1  # one process tells
-    (folder,) = (args.runs_path / "Lambda").iterdir()
-    return folder
-
-
-def assert_same_curve(folder: Path, expected: Path, args: UserInput) -> None:
-    """The same figures of each epoch and, measured by the way that training has gone, the same weights."""
-    ours, theirs = figures(folder), figures(expected)
-    assert len(ours) == len(theirs) == args.epochs
-    for row, other in zip(ours, theirs, strict=True):
-        assert row == pytest.approx(other, rel=1e-5)
-    begin = prepare_training(args, 3, CPU).model.state_dict()
-    one, other = final_state(folder)["model"], final_state(expected)["model"]
-    assert one.keys() == other.keys() == begin.keys()
-    way = distance(other, begin)
-    assert distance(one, other) < 1e-4 * way
-
-
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    return float(sum((one[name] - other[name]).double().square().sum() for name in one)) ** 0.5
+    return run_under_torchrun(args)
 
 
 def test_two_processes_train_as_one_does(args: UserInput, alone: RunResult, pair: Path) -> None:

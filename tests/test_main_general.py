@@ -12,12 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, figures, flags, read_metrics, scalars, start
+from runs import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -316,7 +315,7 @@ def test_an_interrupted_process_saves_leaves_and_goes_on(
     args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(args, *(["--resume"] if number == signal.SIGINT else []), cwd=tmp_path)
-        wait_for(tmp_path, 1 if number == signal.SIGTERM else 2, process)
+        wait_for_epochs(args, 1 if number == signal.SIGTERM else 2, process)
         process.send_signal(number)
         output, error = process.communicate(timeout=60)
         if process.returncode:  # it may have come to its end before the signal did
@@ -328,14 +327,6 @@ def test_an_interrupted_process_saves_leaves_and_goes_on(
     assert (last.returncode, error) == (0, "")
     (folder,) = (tmp_path / "runs" / "Lambda").iterdir()
     assert_same_run(folder, expected.folder)
-
-
-def wait_for(folder: Path, epochs: int, process: subprocess.Popen) -> None:
-    """Until so many lines of metrics are there, or the process has ended."""
-    while process.poll() is None:
-        if any(len(path.read_text().splitlines()) >= epochs for path in folder.glob("runs/*/*/metrics.jsonl")):
-            return
-        time.sleep(0.02)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread
