@@ -91,7 +91,8 @@ def run_under_torchrun(args: UserInput, processes: int = 2) -> Path:
     """The folder of an undisturbed run of several processes."""
     process = start_torchrun(args, processes=processes)
     output, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+    if process.returncode:
+        raise AssertionError(f"torchrun ended with code {process.returncode}: {error}")
     assert "Traceback" not in error
     assert output.count("tensorboard --logdir") == 1  # one process tells
     (folder,) = (args.runs_path / "Lambda").iterdir()

@@ -1,6 +1,6 @@
 """Train for thousands of steps on digits, and say what memory and files the processes hold as time goes on.
 
-    python tests/soak.py                      # about four minutes on two CPU cores; exit code 1 where either has grown
+    python tests/soak.py                      # about seven minutes on one CPU core; exit code 1 where either has grown
     python tests/soak.py --steps 20000        # as long as you like
 
 Two runs, one from memory and one from two worker processes, with tiny steps: what leaks, leaks by the step, the epoch,
