@@ -632,8 +632,8 @@ class Costs(NamedTuple):
 # cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (device, whether a backward pass follows)
-    ("cpu", True): Costs(0.10, 1.1, 10, 2.0, 5.5, 3000, 11, 5, 0.77),
-    ("cpu", False): Costs(0.033, 0.37, 3.3, 0.67, 1.8, 1000, 3.7, 1.7, 0.26),
+    ("cpu", True): Costs(0.10, 1.1, 10, 2.0, 5.5, 1000, 11, 5, 0.77),
+    ("cpu", False): Costs(0.033, 0.50, 3.3, 0.67, 1.8, 1000, 3.7, 1.7, 0.26),
     ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
     ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4),
 }
