@@ -36,7 +36,7 @@ from model_preparation import (
 )
 from nntest import Evaluation, evaluate
 from nntrain import EpochProgress, train_epoch
-from run_folder import checkpoint_files, find_launched, find_run, locked, make_run_folder
+from run_folder import checkpoint_files, find_launched, find_run, locked, make_run_folder, shown
 from user_input import UserInput, load_user_input
 
 
@@ -187,12 +187,12 @@ def summarise(folder: Path, state: RunState, stop: StopRequest) -> RunResult:
 def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
     """Say what the run came to, and what to do next."""
     if result.epochs < args.epochs:
-        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {result.folder}")
+        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {shown(result.folder)}")
         return
     log.end()
     log.say(
         f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
-        f"{result.images_per_second:.0f} images/s\n{result.folder}\ntensorboard --logdir {args.runs_path}"
+        f"{result.images_per_second:.0f} images/s\n{shown(result.folder)}\ntensorboard --logdir {shown(args.runs_path)}"
     )
 
 

@@ -148,6 +148,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS).glob("epoch*.pt"))
 
 
+def shown(path: Path) -> str:
+    """A path as it is typed in the current folder: relative where it lies below, else full."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What a run wrote about itself when it began.
 
