@@ -98,7 +98,7 @@ def soak(folder: Path, steps: int, memory_gib: float) -> list[Sample]:
 
     main_general.load_data = load_sampled
     try:
-        main(
+        result = main(
             UserInput(
                 depth=26,
                 dataset="digits",
@@ -112,6 +112,8 @@ def soak(folder: Path, steps: int, memory_gib: float) -> list[Sample]:
         )
     finally:
         main_general.load_data = load_data
+    if result.stopped_by is not None:
+        raise AssertionError(f"signal {result.stopped_by} ended the soak after {result.epochs} epochs")
     return samples
 
 
