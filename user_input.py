@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
+import shlex
 import types
 import typing
 from dataclasses import dataclass
@@ -295,7 +296,7 @@ def _flag(field: dataclasses.Field, value: Any) -> str:
         return ""
     if field.type is bool:
         return f"--{field.name}" if value else f"--no-{field.name}"
-    return f"--{field.name} {'none' if value is None else value}"
+    return f"--{field.name} {'none' if value is None else shlex.quote(str(value))}"
 
 
 def _optional(field: dataclasses.Field) -> bool:

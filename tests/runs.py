@@ -1,6 +1,7 @@
 """Starting runs as processes, and comparing what they leave behind."""
 
 import json
+import shlex
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib"
 
 
 def flags(args: UserInput) -> list[str]:
-    return args.command().split()[2:]
+    return shlex.split(args.command())[2:]
 
 
 def start(args: UserInput, *more: str, **options) -> subprocess.Popen:
