@@ -1,8 +1,8 @@
 """Starting runs as processes, and comparing what they leave behind."""
 
 import json
-import shlex
 import os
+import shlex
 import subprocess
 import sys
 import time
