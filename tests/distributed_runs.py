@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fault_injection import finish, small_run
-from runs import (
+from run_tools import (
     assert_same_curve,
     assert_same_run,
     children,

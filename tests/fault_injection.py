@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import write_images
-from runs import assert_same_run, start
+from run_tools import assert_same_run, start
 
 from run_folder import checkpoint_files
 from user_input import UserInput

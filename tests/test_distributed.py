@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_curve, assert_same_run, children, run_under_torchrun, start_torchrun, wait_for_epochs
+from run_tools import assert_same_curve, assert_same_run, children, run_under_torchrun, start_torchrun, wait_for_epochs
 from torch import Tensor
 
 import data_preprocessing

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
+from run_tools import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 

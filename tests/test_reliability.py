@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_injection import run_under_fire, small_run, undisturbed_run
-from runs import assert_same_run
+from run_tools import assert_same_run
 
 from checkpoints import read_checkpoint
 from data_preprocessing import load_data

@@ -52,7 +52,9 @@ def test_editing_a_default_is_passing_the_flag(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_command_gives_the_settings_back() -> None:
-    args = UserInput(model="lambda", stages="CCLL", scope=7, heads=8, compile=True, share_embeddings=True, data_dir="a b")
+    args = UserInput(
+        model="lambda", stages="CCLL", scope=7, heads=8, compile=True, share_embeddings=True, data_dir="a b"
+    )
     program, script, *flags = shlex.split(args.command())
     assert (program, script) == ("python", "main_general.py")
     assert load_user_input(flags).data_path == Path.cwd() / "a b"
