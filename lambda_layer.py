@@ -70,10 +70,12 @@ class LambdaLayer(nn.Module):
     Fourier order goes to frequencies along the map's last axis alone, both ways by a dense product with a
     Fourier matrix, and sums over the other axes as dense products, too, one for each of f frequencies.
     Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU with small maps and
-    narrow scopes; Fourier order with maps of 16 and 32, the FFT with larger ones and wide scopes. The batch goes through in chunks that stay in cache, so that
-    the products' intermediates exist for one chunk at a time. For the backward pass queries, values and
-    embedding are kept, and all else is computed again (in attention order k/(4k + 3v) of the whole work):
-    neither λ_p (b, n, k, v) nor attention (b, n, h, m) is ever kept.
+    narrow scopes; Fourier order with maps of 16 and 32, the FFT with larger ones and wide scopes.
+
+    The batch goes through in chunks that stay in cache, so that the products' intermediates exist for one
+    chunk at a time. For the backward pass queries, values and embedding are kept, and all else is computed
+    again (in attention order k/(4k + 3v) of the whole work): neither λ_p (b, n, k, v) nor attention
+    (b, n, h, m) is ever kept.
 
     Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
     experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
