@@ -317,7 +317,8 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
     depths = *query.shape[2:], value.shape[3], value.shape[2]
     way = way or choose_way(size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled())
     if way.name == "fourier":
-        return _fourier_output(query, value, table, size)
+        with torch.autocast(query.device.type, enabled=False):
+            return _fourier_output(query, value, table, size)
     if way.name in MAP_LAMBDAS:
         order = partial(_map_order, MAP_LAMBDAS[way.name], size)
         per_image = math.prod(size) * query.shape[3] * value.shape[3]
@@ -688,7 +689,11 @@ class FourierOrder(torch.autograd.Function):
         inverse, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
-        query, values, embedding = saved
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, *FourierOrder.gradients(inverse, *saved, grad)
+
+    @staticmethod
+    def gradients(inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor, grad: Tensor) -> tuple:
         grad = grad.contiguous()
         grad_query, grad_values = torch.empty_like(query), torch.empty_like(values)
         grad_embedding = torch.empty_like(embedding)
@@ -702,7 +707,7 @@ class FourierOrder(torch.autograd.Function):
             spectrum = lambdas.spectrum_gradient()  # (f, 2·rows·k, images·v)
             grad_values[:, :, columns] = torch.bmm(embedding.transpose(1, 2), spectrum)
             _accumulate(grad_embedding, images.start == 0, spectrum, values[:, :, columns].transpose(1, 2))
-        return None, grad_query, grad_values, grad_embedding
+        return grad_query, grad_values, grad_embedding
 
 
 class FourierLambdas:
