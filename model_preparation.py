@@ -62,19 +62,21 @@ class Training:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.scaler,
-        }
+        schedule = self.scheduler.state_dict()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # a schedule takes over as attributes whatever it is given: so, only what it has itself
+        self.scheduler.load_state_dict({name: state["scheduler"].get(name, schedule[name]) for name in schedule})
+        if state["scaler"]:  # a run without loss scaling may go on where there is, and the other way round
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def prepare_training(args: UserInput, num_classes: int, device: torch.device) -> Training:

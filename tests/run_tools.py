@@ -15,7 +15,7 @@ from torch import Tensor
 
 from log_data import TAGS
 from model_preparation import prepare_training
-from run_folder import checkpoint_files
+from run_folder import best_file, checkpoint_files
 from user_input import PROJECT, UserInput
 
 TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
@@ -74,13 +74,23 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def final_state(folder: Path) -> dict:
-    return torch.load(checkpoint_files(folder)[-1], weights_only=True)["training"]
+    return saved_training(checkpoint_files(folder)[-1])
+
+
+def saved_training(path: Path) -> dict:
+    return torch.load(path, weights_only=True)["training"]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
     assert figures(folder) == figures(expected)
     assert scalars(folder) == scalars(expected)
-    ours, theirs = final_state(folder), final_state(expected)
+    assert_same_training(final_state(folder), final_state(expected))
+    assert best_file(folder).exists() == best_file(expected).exists()
+    if best_file(expected).exists():
+        assert_same_training(saved_training(best_file(folder)), saved_training(best_file(expected)))
+
+
+def assert_same_training(ours: dict, theirs: dict) -> None:
     assert ours["scheduler"] == theirs["scheduler"]
     for name, value in theirs["model"].items():
         assert torch.equal(ours["model"][name], value), name

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from fault_injection import run_under_fire, small_run, undisturbed_run
-from run_tools import assert_same_run
+from run_tools import assert_same_run, assert_same_training, saved_training
 
+import main_general
 from checkpoints import read_checkpoint
-from data_preprocessing import load_data
+from data_preprocessing import Loader, load_data
 from errors import InputError
+from interruption import StopRequest
 from main_general import RunResult, main
-from model_preparation import find_device
-from run_folder import find_run, read_config
+from model_preparation import Training, find_device
+from nntest import Evaluation, evaluate
+from run_folder import best_file, checkpoint_files, find_run, read_config
 from user_input import UserInput, from_saved, load_user_input
 
 
@@ -70,6 +73,84 @@ def test_a_damaged_file_is_survived_or_named(
     assert_same_run(folder, result.folder)
     if kind.startswith("checkpoints"):
         assert "epoch0003.pt was passed over" in (folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+    """A run of four epochs with validation images, the second of which was the best."""
+    args = small_run(tmp_path_factory.mktemp("judged"), epochs=4)
+    args = dataclasses.replace(args, validation_fraction=0.3, checkpoint_every=4)
+    tops = iter([50.0, 75.0, 75.0, 25.0])
+
+    def judge(training: Training, loader: Loader, name: str = "test", stop: StopRequest | None = None) -> Evaluation:
+        found = evaluate(training, loader, name, stop)
+        return dataclasses.replace(found, top1=next(tops)) if name == "validation" else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_general, "evaluate", judge)
+        return args, main(args)
+
+
+def copied(folder: Path, where: Path) -> Path:
+    return Path(shutil.copytree(folder, where / "run"))
+
+
+def test_the_best_by_validation_is_kept(judged: tuple[UserInput, RunResult]) -> None:
+    _, result = judged
+    assert [path.name for path in checkpoint_files(result.folder)] == ["epoch0002.pt", "epoch0004.pt"]
+    best = best_file(result.folder)
+    assert best.read_bytes() == checkpoint_files(result.folder)[0].read_bytes()
+    assert f"epoch 2, top-1 75.00 %, {best}" in (result.folder / "log.txt").read_text()
+
+
+def test_without_validation_images_none_is_chosen(finished: tuple[UserInput, RunResult, RunResult]) -> None:
+    assert not best_file(finished[1].folder).exists()
+
+
+@pytest.mark.parametrize("lost", ["missing", "older", "damaged"])
+def test_the_best_is_made_again(judged: tuple[UserInput, RunResult], tmp_path: Path, lost: str) -> None:
+    # such as by a kill between an epoch's checkpoint and the best
+    args, result = judged
+    folder = copied(result.folder, tmp_path)
+    sound = best_file(folder).read_bytes()
+    if lost == "missing":
+        best_file(folder).unlink()
+    elif lost == "older":
+        state = torch.load(best_file(folder), weights_only=True)
+        state["rows"].pop()
+        state["training"]["scheduler"]["last_epoch"] = 1
+        torch.save(state, best_file(folder))
+    else:
+        best_file(folder).write_bytes(sound[:5000])
+    main(dataclasses.replace(args, resume=str(folder)))
+    assert best_file(folder).read_bytes() == sound
+    log = (folder / "log.txt").read_text()
+    assert "best.pt was made again from epoch0002.pt\nresumed after 4 epochs" in log
+    assert ("best.pt was passed over: BadZipFile" in log) == (lost == "damaged")
+
+
+def test_a_best_that_is_lost_is_told(judged: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args, result = judged
+    folder = copied(result.folder, tmp_path)
+    for path in (best_file(folder), checkpoint_files(folder)[0]):
+        path.unlink()
+    main(dataclasses.replace(args, resume=str(folder)))
+    assert "the network of epoch 2, the best so far, is in no checkpoint any more" in (folder / "log.txt").read_text()
+
+
+def test_the_best_is_gone_on_from_when_no_newer_checkpoint_is_sound(
+    judged: tuple[UserInput, RunResult], tmp_path: Path
+) -> None:
+    args, result = judged
+    folder = copied(result.folder, tmp_path)
+    for path in checkpoint_files(folder):
+        path.write_bytes(b"")
+    main(dataclasses.replace(args, resume=str(folder)))
+    log = (folder / "log.txt").read_text()
+    assert "epoch0004.pt was passed over" in log
+    assert "best.pt is the newest sound checkpoint\nresumed after 2 epochs" in log
+    ours, theirs = (saved_training(checkpoint_files(run)[-1]) for run in (folder, result.folder))
+    assert_same_training(ours, theirs)
 
 
 def test_flipped_bits_never_pass_for_a_checkpoint(tmp_path: Path) -> None:
