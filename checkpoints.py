@@ -154,6 +154,8 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     if best and (newest is None or len(best["rows"]) > len(newest["rows"])):
         newest, path = best, best_file(folder)
         lines.append(f"{path.name} is the newest sound checkpoint")
+        with writing(folder):  # so that it is not the only one
+            write_atomically(folder / CHECKPOINTS / _run_state(best).checkpoint_name(), path.read_bytes())
     if newest is None:
         raise InputError(f"resume: no checkpoint in {folder} is sound: {'; '.join(lines)}")
     if differences := contradictions(args, from_saved(newest["config"]["settings"], path)):

@@ -28,6 +28,7 @@ from interruption import StopRequest
 from log_data import NoLog, RunLog, start_config
 from model_preparation import (
     Training,
+    enough_memory,
     find_device,
     peak_memory,
     prepare_training,
@@ -58,6 +59,7 @@ class RunResult:
     stopped_by: int | None = None  # the signal that ended it early
 
 
+@enough_memory()
 def main(args: UserInput) -> RunResult:
     """Train and test one network for `args.epochs` epochs, or for what is left of them.
 

@@ -5,6 +5,8 @@ import os
 import platform
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ from user_input import UserInput
 
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# what PyTorch's errors say: of a GPU, of a CPU, and of a size beyond any memory
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
 
 
 @dataclass
@@ -220,6 +226,25 @@ def set_determinism(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read at its first use
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Tell in one line that settings take more memory than there is.
+
+    Raises:
+        InputError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"batch_size: these settings take more memory than there is ({reason}); lower batch_size or image_size, "
+            "take a smaller network, or set memory_gib 0 to read the images from disk"
+        ) from error
 
 
 def describe_device(device: torch.device) -> str:

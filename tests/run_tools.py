@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,30 @@ def start_torchrun(args: UserInput, *more: str, processes: int = 2, restarts: in
     command = [*launcher, *options, str(PROJECT / "main_general.py"), *flags(args), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=args.runs_path.parent
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=args.runs_path.parent,
     )
+
+
+def end_of(process: subprocess.Popen, seconds: float = 300.0) -> tuple[str, str]:
+    """What a process has said when it has ended, on standard output and standard error.
+
+    Raises:
+        AssertionError: it has not ended within so many seconds; it is killed then, and what it said is told.
+    """
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        workers = children(process)
+        for number in (process.pid, *workers):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        output, error = process.communicate()
+        raise AssertionError(f"no end after {seconds:.0f} s; workers {workers}\n{output}\n{error}") from None
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -101,9 +125,9 @@ def assert_same_training(ours: dict, theirs: dict) -> None:
 def run_under_torchrun(args: UserInput, processes: int = 2) -> Path:
     """The folder of an undisturbed run of several processes."""
     process = start_torchrun(args, processes=processes)
-    output, error = process.communicate(timeout=300)
+    output, error = end_of(process)
     if process.returncode:
-        raise AssertionError(f"torchrun ended with code {process.returncode}: {error}")
+        raise AssertionError(f"torchrun ended with code {process.returncode}:\n{output}\n{error}")
     assert "Traceback" not in error
     assert output.count("tensorboard --logdir") == 1  # one process tells
     (folder,) = (args.runs_path / "Lambda").iterdir()

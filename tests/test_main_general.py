@@ -147,12 +147,12 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
 
     def killed(data, training, state, stop):
         if state.epochs_done == 3:  # one epoch after the checkpoint
-            raise MemoryError
+            raise SystemError
         return whole(data, training, state, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "run_epoch", killed)
-        with pytest.raises(MemoryError):
+        with pytest.raises(SystemError):
             main(args)
     (folder,) = (tmp_path / "Lambda").iterdir()
     assert len(figures(folder)) == 3
