@@ -85,8 +85,8 @@ def finish(process: subprocess.Popen) -> None:
 def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Random) -> tuple[Path, Counter]:
     """Kill a run up to `kills` times and let it finish then.
 
-    One kill in five comes at any moment of a process's start. The others come within four epochs from when it has taken
-    up the run's log, and half of those while a checkpoint is being written.
+    One kill in five comes at any moment of a process's start. The others come within the first epochs from when it has
+    taken up the run's log, and half of those while a checkpoint is being written.
 
     Returns:
         The folder of the run, and how often each signal ended it.
@@ -98,8 +98,10 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
         if chance.random() < 0.2:
             _sleep(process, chance.uniform(0.0, pace.start))
         else:
-            _wait(process, lambda before=logged: _logged(args) != before)
-            _sleep(process, chance.uniform(0.0, 4 * pace.epoch))
+            for _ in range(chance.randrange(1, 5)):
+                _wait(process, lambda before=logged: _logged(args) != before)
+                logged = _logged(args)
+            _sleep(process, chance.uniform(0.0, pace.epoch))
             if chance.random() < 0.5:
                 _wait(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
                 time.sleep(chance.uniform(0.0, 0.03))
