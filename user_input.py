@@ -336,8 +336,10 @@ def _refusal(field: dataclasses.Field, value: Any) -> str:
         allowed = "one of " + ", ".join(str(choice) for choice in limits["choices"])
     else:
         kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text in one line"}
+        if type(value) in (int, float) and abs(value) > LARGEST:
+            limits = {**limits, "maximum": limits.get("maximum", LARGEST)}
         words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
-        bounds = [f"{words[name]} {bound:g}" for name, bound in limits.items()]
+        bounds = [f"{words[name]} {f'{bound:g}' if type(bound) is float else bound}" for name, bound in limits.items()]
         allowed = ", ".join([kinds[_base_type(field)], *bounds])
     shown = ascii(value) if type(value) is str and not _writable(value) else f"{value}"
     shown = shown if len(shown) <= 200 else f"{shown[:50]}…"

@@ -52,6 +52,7 @@ from user_input import UserInput, load_user_input
 SECONDS = 20.0  # of a case
 MEMORY_MIB = 1024
 REFUSED, ACCEPTED, OLDER = "refused in one line", "accepted", "an older one taken"
+HOSTILE_CHECKPOINTS, HOSTILE_IMAGES = 7, 10
 HOSTILE_VALUES: list[Any] = [
     *(None, True, -1, 0, 2**31, 2**63, 2**70, 10**400, 0.5, float("nan"), float("inf"), -float("inf"), 1e308),
     *("", "text", "ß 模型", "\ud800", "a\0b", "x" * 100_000, "../../etc", "two words", "\n", "9" * 5000),
@@ -163,16 +164,15 @@ class Command:
         return self.call[0], self.call[1:]
 
 
-def hostile_checkpoint(path: Path, sound: bytes, marker: Path, chance: random.Random) -> None:
-    """Write what nobody's disk does by chance."""
-    how = chance.randrange(7)
+def hostile_checkpoint(path: Path, sound: bytes, marker: Path, how: int) -> None:
+    """Write what no disk does by chance, in one of HOSTILE_CHECKPOINTS ways; `marker` would be the work of its code."""
     if how == 0:
         torch.save({"training": Command(os.mkdir, str(marker))}, path)
     elif how == 1:
         path.write_bytes(pickle.dumps(Command(os.mkdir, str(marker))))
-    elif how == 2:  # gibibytes of nothing, well packed
+    elif how == 2:  # much of nothing, well packed
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as file:
-            for _ in range(256):
+            for _ in range(100):
                 file.write(bytes(2**20))
     elif how == 3:  # a size that is not there, in the archive's table
         content = bytearray(sound)
@@ -187,24 +187,24 @@ def hostile_checkpoint(path: Path, sound: bytes, marker: Path, chance: random.Ra
         path.mkdir()
 
 
-def hostile_image(path: Path, chance: random.Random) -> None:
-    how = chance.randrange(6)
-    if how == 0:  # a few bytes that declare a picture of any size
-        sizes = ((50_000, 50_000), (8000, 8000), (13_000, 10_000), (2**31 - 1, 1), (60_000_000, 1))
-        header = struct.pack(">IIBBBBB", *chance.choice(sizes), 8, 2, 0, 0, 0)
+def hostile_image(path: Path, how: int) -> None:
+    """Write what is no picture for training, in one of HOSTILE_IMAGES ways."""
+    sizes = ((50_000, 50_000), (8000, 8000), (13_000, 10_000), (2**31 - 1, 1), (60_000_000, 1))
+    if how < len(sizes):  # a few bytes that declare a picture of any size
+        header = struct.pack(">IIBBBBB", *sizes[how], 8, 2, 0, 0, 0)
         chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10_000))), (b"IEND", b""))
         parts = [struct.pack(">I", len(data)) + name + data + checksum(name + data) for name, data in chunks]
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    elif how == 1:
-        Image.new("1", chance.choice(((8000, 8000), (20_000, 9000), (1, 9000)))).save(path)
-    elif how == 2:
+    elif how == 5:  # a program in a language of its own
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n")
-    elif how == 3:
+    elif how == 6:
         os.mkfifo(path)
-    elif how == 4:
+    elif how == 7:
         path.symlink_to(path)
+    elif how == 8:
+        Image.new("1", (20_000, 9000)).save(path)
     else:
-        path.write_bytes(b"")
+        Image.new("1", (1, 9000)).save(path)
 
 
 def checksum(data: bytes) -> bytes:
@@ -270,7 +270,7 @@ def forged_checkpoint(ground: Ground, chance: random.Random) -> str:
     sound = victim.read_bytes()
     if chance.random() < 0.25:
         victim.unlink()
-        hostile_checkpoint(victim, sound, marker, chance)
+        hostile_checkpoint(victim, sound, marker, chance.randrange(HOSTILE_CHECKPOINTS))
     else:
         torch.save(forge(torch.load(victim, weights_only=True), chance), victim)
     if chance.random() < 0.2:  # as the only one there is
@@ -300,9 +300,9 @@ def bad_image(ground: Ground, chance: random.Random) -> str:
         replaced = victim.with_suffix(f".{ending}")
         victim.unlink()
         image.save(replaced)
-    if chance.random() < 0.15:
+    if chance.random() < 0.2:
         replaced.unlink()
-        hostile_image(victim, chance)
+        hostile_image(victim, chance.randrange(HOSTILE_IMAGES))
     else:
         replaced.write_bytes(mutate(replaced.read_bytes(), chance))
     args = dataclasses.replace(
@@ -358,7 +358,7 @@ KINDS: dict[str, Callable[[Ground, random.Random], str]] = {
 def run_case(ground: Ground, kind: str, number: int, seed: int) -> str:
     case = ground.folder / "case"
     case.mkdir()
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
     try:
         return KINDS[kind](ground, random.Random(f"{seed} {kind} {number}"))
     finally:

@@ -1,25 +1,29 @@
 """The quick part of the reliability suite; `python tests/fault_injection.py` is the long one."""
 
+import copy
 import dataclasses
 import os
+import pickle
 import random
 import shutil
 import signal
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fault_injection import run_under_fire, small_run, undisturbed_run
-from fuzzing import fuzz
+from fuzzing import HOSTILE_CHECKPOINTS, HOSTILE_IMAGES, fuzz, hostile_checkpoint, hostile_image
 from run_tools import assert_same_run, assert_same_training, saved_training
 
 import main_general
-from checkpoints import read_checkpoint
-from data_preprocessing import Loader
+from checkpoints import check_form, read_checkpoint
+from data_preprocessing import Loader, load_data
 from errors import InputError
 from interruption import StopRequest
 from main_general import RunResult, main
-from model_preparation import Training
+from model_preparation import Training, prepare_training
 from nntest import Evaluation, evaluate
 from run_folder import best_file, checkpoint_files
 from user_input import UserInput
@@ -177,6 +181,70 @@ def test_flipped_bits_never_pass_for_a_checkpoint(tmp_path: Path) -> None:
 
 def test_hostile_input_is_refused_in_one_line_or_survived(capsys: pytest.CaptureFixture) -> None:
     assert fuzz(50, seed=1) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", range(HOSTILE_CHECKPOINTS))
+def test_no_hostile_checkpoint_is_read(tmp_path: Path, how: int) -> None:
+    path, marker = tmp_path / "epoch0001.pt", tmp_path / "code was run"
+    torch.save({"training": torch.zeros(9)}, path)
+    sound = path.read_bytes()
+    assert read_checkpoint(path)["training"].shape == (9,)
+    path.unlink()
+    hostile_checkpoint(path, sound, marker, how)
+    with pytest.raises((ValueError, RuntimeError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile)):
+        read_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("how", range(HOSTILE_IMAGES))
+def test_no_hostile_image_is_read(photos: Path, small: UserInput, tmp_path: Path, how: int) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    victim = folder / "test" / "one" / "11.png"
+    victim.unlink()
+    hostile_image(victim, how)
+    with pytest.raises(InputError, match=r"11.png is no readable image \(\w+: "):
+        load_data(dataclasses.replace(small, data_dir=str(folder)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def taken(finished: tuple[UserInput, RunResult, RunResult]) -> tuple[Path, Training, dict]:
+    """A checkpoint, a training that can take it, and what is in it."""
+    args, result, _ = finished
+    path = checkpoint_files(result.folder)[-1]
+    return path, prepare_training(args, 3, torch.device("cpu")), read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("forge", "says"),
+    [
+        (lambda saved: saved["training"]["model"].popitem(), "model.fc.bias is missing"),
+        (lambda saved: saved["training"]["model"].update({"fc.bias": torch.zeros(4)}), "model.fc.bias is no tensor of"),
+        (lambda saved: saved["training"]["optimizer"]["param_groups"][0].update(amsgrad=True), "optimizer's amsgrad"),
+        (lambda saved: saved["training"]["optimizer"]["state"][0].pop("exp_avg"), "state of parameter 0 is another"),
+        (lambda saved: saved["training"]["scheduler"].update(last_epoch=7), "the schedule is at another epoch"),
+        (lambda saved: saved["rows"][0].update(epoch=2), "the figures of epoch 1 are not its own"),
+        (lambda saved: saved["rows"][0].update(finished="now"), "epoch 1.finished is str"),
+        (lambda saved: saved["progress"].update(steps=-1), "progress.steps is below zero"),
+        (lambda saved: saved["config"].update(command="\ud800"), "surrogates not allowed"),
+    ],
+)
+def test_a_checkpoint_of_another_form_is_refused(
+    taken: tuple[Path, Training, dict], forge: Callable[[dict], object], says: str
+) -> None:
+    path, training, saved = taken
+    check_form(saved, training, path)
+    forged = copy.deepcopy(saved)
+    forge(forged)
+    with pytest.raises(ValueError, match=says):
+        check_form(forged, training, path)
+
+
+def test_more_memory_than_there_is_is_told_in_one_line(small: UserInput) -> None:
+    with pytest.raises(InputError, match="^batch_size: these settings take more memory than there is") as error:
+        main(dataclasses.replace(small, key_depth=2**31 - 1))
+    assert "\n" not in str(error.value)
+    assert not small.runs_path.exists()
 
 
 def test_a_second_signal_ends_at_once() -> None:
