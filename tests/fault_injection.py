@@ -101,7 +101,7 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
             for _ in range(chance.randrange(1, 5)):
                 _wait(process, lambda before=logged: _logged(args) != before)
                 logged = _logged(args)
-            _sleep(process, chance.uniform(0.0, pace.epoch))
+            _sleep(process, chance.uniform(0.0, pace.epoch), lambda before=logged: _logged(args) != before)
             if chance.random() < 0.5:
                 _wait(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
                 time.sleep(chance.uniform(0.0, 0.03))
@@ -124,9 +124,9 @@ def _wait(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
         time.sleep(0.0005)
 
 
-def _sleep(process: subprocess.Popen, seconds: float) -> None:
+def _sleep(process: subprocess.Popen, seconds: float, or_until: Callable[[], bool] = lambda: False) -> None:
     moment = time.monotonic() + seconds
-    _wait(process, lambda: time.monotonic() > moment)
+    _wait(process, lambda: time.monotonic() > moment or or_until())
 
 
 def _logged(args: UserInput) -> set[int]:
