@@ -3,9 +3,9 @@
     python tests/fault_injection.py --kills 100      # says what it survived
 
 Every run is a process of its own, with one thread, ended by SIGKILL, SIGTERM or SIGINT at a random moment, two times in
-five while a checkpoint is being written. A run that came through must equal the undisturbed one: final weights and
-optimizer and those of the best epoch bit for bit, metrics.jsonl and TensorBoard's scalars point for point. As many runs
-as there are cores go on at a time.
+five while a checkpoint is being written; some get a second signal, which does not wait for the saving. A run that came
+through must equal the undisturbed one: final weights and optimizer and those of the best epoch bit for bit,
+metrics.jsonl and TensorBoard's scalars point for point. As many runs as there are cores go on at a time.
 """
 
 import argparse
@@ -106,6 +106,9 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
                 _wait(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
                 time.sleep(chance.uniform(0.0, 0.03))
         process.send_signal(number)
+        if chance.random() < 0.3:  # and once more, which is to end it at once, whatever it is at
+            time.sleep(chance.uniform(0.0, 0.3))
+            process.send_signal(number)
         _, error = end_of(process, PATIENCE)
         allowed = {0, -number, 128 + number}  # done before the signal came, ended by it, or saved and left
         if process.returncode not in allowed or (error and number != signal.SIGINT):
