@@ -12,7 +12,9 @@ import json
 import os
 import random
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +147,13 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     with writing(folder):
         for unfinished in (folder / CHECKPOINTS).glob("*.tmp"):
             unfinished.unlink()
-    identity, lines = read_config(folder)["id"], []
-    newest, path = None, folder
+    config, lines, newest = read_config(folder), [], None
+    _agree(args, config["settings"], folder)
+    read = partial(_read_sound, identity=config["id"], args=args, training=training)
     for path in reversed(checkpoint_files(folder)):
-        if newest := _read_sound(path, identity, training, lines):
+        if newest := read(path, lines):
             break
-    best = _read_sound(best_file(folder), identity, training, lines) if best_file(folder).exists() else None
+    best = read(best_file(folder), lines) if best_file(folder).exists() else None
     if best and (newest is None or len(best["rows"]) > len(newest["rows"])):
         newest, path = best, best_file(folder)
         lines.append(f"{path.name} is the newest sound checkpoint")
@@ -158,18 +161,24 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
             write_atomically(folder / CHECKPOINTS / _run_state(best).checkpoint_name(), path.read_bytes())
     if newest is None:
         raise InputError(f"resume: no checkpoint in {folder} is sound: {'; '.join(lines)}")
-    if differences := contradictions(args, from_saved(newest["config"]["settings"], path)):
-        raise InputError(f"resume: the settings contradict those of {folder}: {'; '.join(differences)}")
-    return newest, lines + _mend_best(folder, newest, best, training)
+    return newest, lines + _mend_best(folder, newest, best, read)
 
 
-def _read_sound(path: Path, identity: str, training: Training, lines: list[str]) -> dict[str, Any] | None:
+def _agree(args: UserInput, settings: dict[str, Any], source: Path) -> None:
+    if differences := contradictions(args, from_saved(settings, source)):
+        raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
+
+
+def _read_sound(
+    path: Path, lines: list[str], identity: str, args: UserInput, training: Training
+) -> dict[str, Any] | None:
     """What the file holds, where `training` can take it in, and has; else None, and the reason among the `lines`."""
     try:
         saved = read_checkpoint(path)
         if saved["config"]["id"] != identity:
             raise InputError("it is another run's")
-        check_form(saved, training, path)
+        _agree(args, saved["config"]["settings"], path)
+        check_form(saved, training)
         _restore(saved, training)
     except Exception as error:  # a damaged file fails in whichever way its bytes happen to
         reason = " ".join(str(error).split())[:200]
@@ -178,14 +187,16 @@ def _read_sound(path: Path, identity: str, training: Training, lines: list[str])
     return saved
 
 
-def _mend_best(folder: Path, newest: dict[str, Any], best: dict[str, Any] | None, training: Training) -> list[str]:
+def _mend_best(
+    folder: Path, newest: dict[str, Any], best: dict[str, Any] | None, read: Callable[..., dict[str, Any] | None]
+) -> list[str]:
     """See to it that best.pt is the best epoch: the kill may have come before it was written. Gives lines on that."""
     state = _run_state(newest)
     done = state.rows[: state.best_epoch or 0]
     if not done or (best and _ends(best["rows"]) == _ends(done)):
         return []
     source = folder / CHECKPOINTS / RunState(state.config, done).checkpoint_name()
-    saved = _read_sound(source, state.config["id"], training, [])
+    saved = read(source, [])
     if saved is None or _ends(saved["rows"]) != _ends(done):
         return [f"the network of epoch {len(done)}, the best so far, is in no checkpoint any more"]
     with writing(best_file(folder)):
@@ -198,7 +209,7 @@ def _ends(rows: list[dict[str, Any]]) -> list[float]:
     return [row["finished"] for row in rows]
 
 
-def check_form(saved: dict[str, Any], training: Training, path: Path) -> None:
+def check_form(saved: dict[str, Any], training: Training) -> None:
     """Raise where a checkpoint, though whole, is not the state of such a run: it may have been made to do harm.
 
     Raises:
@@ -206,7 +217,6 @@ def check_form(saved: dict[str, Any], training: Training, path: Path) -> None:
     """
     state, fresh, given = _run_state(saved), training.state_dict(), saved["training"]
     _check_like(state.config, CONFIG_FORM, "config")
-    from_saved(state.config["settings"], path)
     row_form = ROW_FORM | (VALIDATION_FORM if state.config["data"]["validation_images"] else {})
     for number, row in enumerate(state.rows, 1):
         _check_like(row, row_form, f"epoch {number}")

@@ -208,11 +208,10 @@ def test_no_hostile_image_is_read(photos: Path, small: UserInput, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def taken(finished: tuple[UserInput, RunResult, RunResult]) -> tuple[Path, Training, dict]:
-    """A checkpoint, a training that can take it, and what is in it."""
+def taken(finished: tuple[UserInput, RunResult, RunResult]) -> tuple[Training, dict]:
+    """What is in a checkpoint, and a training that can take it."""
     args, result, _ = finished
-    path = checkpoint_files(result.folder)[-1]
-    return path, prepare_training(args, 3, torch.device("cpu")), read_checkpoint(path)
+    return prepare_training(args, 3, torch.device("cpu")), read_checkpoint(checkpoint_files(result.folder)[-1])
 
 
 @pytest.mark.parametrize(
@@ -230,14 +229,14 @@ def taken(finished: tuple[UserInput, RunResult, RunResult]) -> tuple[Path, Train
     ],
 )
 def test_a_checkpoint_of_another_form_is_refused(
-    taken: tuple[Path, Training, dict], forge: Callable[[dict], object], says: str
+    taken: tuple[Training, dict], forge: Callable[[dict], object], says: str
 ) -> None:
-    path, training, saved = taken
-    check_form(saved, training, path)
+    training, saved = taken
+    check_form(saved, training)
     forged = copy.deepcopy(saved)
     forge(forged)
     with pytest.raises(ValueError, match=says):
-        check_form(forged, training, path)
+        check_form(forged, training)
 
 
 def test_more_memory_than_there_is_is_told_in_one_line(small: UserInput) -> None:
