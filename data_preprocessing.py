@@ -46,12 +46,10 @@ SPLIT_SEED = 0  # the same validation images whatever the seed of a run, so that
 # set's; kept, since the first batch norm absorbs the factor.
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)  # what PIL raises on damaged files
+MOST_PIXELS = 2**26  # of an image file: half a GiB while it is decoded; ImageNet's largest has 61 million
+MOST_ELONGATED = 100  # times as long as wide: the shorter side is resized to that of the network
+# The formats that are decoded within this process, whatever a file's name says; others would start a program (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 Batch = tuple[Tensor, Tensor]
 
@@ -204,7 +202,7 @@ def _image_folder(folder: Path) -> ImageFolder:
             f"data_dir: there is no folder {folder}; imagefolder takes a folder with train/<class>/ and test/<class>/"
         )
     try:
-        return ImageFolder(str(folder))
+        return ImageFolder(str(folder), loader=_read_image)
     except (
         FileNotFoundError,
         OSError,
@@ -239,11 +237,22 @@ def _digit(images: np.ndarray, i: int) -> Image.Image:
 
 
 def _first(dataset: Dataset, i: int) -> Image.Image:
+    return dataset[i][0]
+
+
+def _read_image(path: str) -> Image.Image:
     try:
-        return dataset[i][0]
-    except UNREADABLE as error:
-        name = dataset.samples[i][0] if isinstance(dataset, ImageFolder) else f"image {i}"
-        raise InputError(f"data_dir: {name} is no readable image ({error})") from error
+        if not os.path.isfile(path):
+            raise ValueError("it is no file")  # such as a pipe, from which nothing would ever come
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            shorter, longer = sorted(image.size)
+            if shorter * longer > MOST_PIXELS or longer > MOST_ELONGATED * shorter:
+                limits = f"at most {MOST_PIXELS:,} pixels, sides of 1:{MOST_ELONGATED}"
+                raise ValueError(f"{image.width}×{image.height} pixels; takes {limits}")
+            return image.convert("RGB")
+    except Exception as error:  # a damaged file fails in whichever way its bytes happen to
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"data_dir: {path} is no readable image ({type(error).__name__}: {reason})") from error
 
 
 def _split(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:

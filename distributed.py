@@ -11,11 +11,14 @@ for it. A plain process finds itself to be rank 0 of 1, and every function here 
 The GPUs' part, by NCCL, follows PyTorch's documentation and has not been run: the tests have gloo and CPUs only.
 """
 
+import faulthandler
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,7 @@ from torch import nn
 
 Value = TypeVar("Value")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
+TELL_SECONDS = 10.0  # that a process waits for another to tell an error before it does so itself
 _store: dist.Store | None = None  # what torchrun's processes have in common from the start
 
 
@@ -32,12 +36,14 @@ _store: dist.Store | None = None  # what torchrun's processes have in common fro
 def world() -> Iterator[None]:
     """Within this context torchrun's processes can talk to each other; a plain process stays alone.
 
-    A process that finds the others gone ends with exit code 1 and one line, for torchrun to restart them all.
+    A process that finds the others gone ends with exit code 1 and one line, for torchrun to restart them all. One that
+    dies in PyTorch's own code says where.
     """
     global _store
     if "RANK" not in os.environ:
         yield
         return
+    faulthandler.enable()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # which `cuda` without a number means
     store, number, count = next(dist.rendezvous("env://"))
@@ -46,6 +52,7 @@ def world() -> Iterator[None]:
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
     try:
         yield
+        _leave_together(_store)
     except RuntimeError as error:
         if not any(words in str(error) for words in LOST):
             raise
@@ -55,6 +62,17 @@ def world() -> Iterator[None]:
         # torchrun, seeing the first process gone, ends the others: those that leave by themselves keep their exit code
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.destroy_process_group()
+
+
+def _leave_together(store: dist.Store) -> None:
+    """Wait, at the store, until no process needs another's connection any more: who is slow may be reading from one."""
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))  # by torchrun, where another has died
+    with suppress(RuntimeError):  # who kept the store is gone
+        if store.add("done", 1) == size():
+            store.set("all done", "")
+        while not ended and not store.check(["all done"]):
+            time.sleep(0.02)
 
 
 def rank() -> int:
@@ -135,14 +153,20 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def first_to_fail() -> bool:
-    """Whether no other process has asked this before: of an error that all of them meet, one tells."""
-    if _store is None:
-        return True
-    try:
-        return _store.add("failures", 1) == 1
-    except RuntimeError:  # rank 0 kept the store, and is gone
-        return True
+def tell_once(message: str) -> None:
+    """Of an error that all processes meet, let the first to come here tell; the others wait until it has.
+
+    Without that, torchrun might see one of the others end, and end this one, before it has come to tell.
+    """
+    if _store is not None:
+        with suppress(RuntimeError):  # who kept the store is gone, or the first to come here was killed
+            if _store.add("failures", 1) > 1:
+                _store.wait(["told"], timedelta(seconds=TELL_SECONDS))
+                return
+    print(message, file=sys.stderr, flush=True)
+    if _store is not None:
+        with suppress(RuntimeError):
+            _store.set("told", "")
 
 
 def launch() -> str | None:

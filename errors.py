@@ -3,7 +3,6 @@
 Every module raises `InputError` for it; every script runs inside `one_line_errors()`.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +22,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        from distributed import first_to_fail  # here, so that --help need not wait for PyTorch
+        from distributed import tell_once  # here, so that --help need not wait for PyTorch
 
-        if first_to_fail():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell_once(f"error: {' '.join(str(error).split())}")
         raise SystemExit(EXIT_CODE) from None

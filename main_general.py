@@ -28,6 +28,7 @@ from interruption import StopRequest
 from log_data import NoLog, RunLog, start_config
 from model_preparation import (
     Training,
+    enough_memory,
     find_device,
     peak_memory,
     prepare_training,
@@ -36,7 +37,7 @@ from model_preparation import (
 )
 from nntest import Evaluation, evaluate
 from nntrain import EpochProgress, train_epoch
-from run_folder import checkpoint_files, find_launched, find_run, locked, make_run_folder, shown
+from run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
 from user_input import UserInput, load_user_input
 
 
@@ -58,6 +59,7 @@ class RunResult:
     stopped_by: int | None = None  # the signal that ended it early
 
 
+@enough_memory()
 def main(args: UserInput) -> RunResult:
     """Train and test one network for `args.epochs` epochs, or for what is left of them.
 
@@ -79,7 +81,8 @@ def main(args: UserInput) -> RunResult:
                 if run_epoch(data, training, state, stop):
                     log.epoch(state.rows[-1], total_seconds(state))
                     bar.update()
-                if stop() or state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs:
+                due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs
+                if stop() or due or state.is_best:
                     on_main(save_checkpoint, folder, state, training)
                 if stop():
                     break
@@ -100,15 +103,15 @@ def open_folder(args: UserInput) -> Path:
 
 def begin_or_resume(args: UserInput, folder: Path, data: Data, training: Training) -> tuple[RunState, RunLog | NoLog]:
     """A run at its beginning, or where its newest sound checkpoint has it."""
-    if not on_main(checkpoint_files, folder):
+    if not on_main(has_checkpoint, folder):
         state = RunState(on_main(start_config, args, data, training))
         log = open_log(folder, state, data)
         log.begin()
         return state, log
-    state, passed_over = load_checkpoint(folder, args, training)
+    state, lines = load_checkpoint(folder, args, training)
     log = open_log(folder, state, data)
     steps = state.progress.steps
-    log.say("\n".join([*passed_over, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
+    log.say("\n".join([*lines, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
     return state, log
 
 
@@ -190,6 +193,9 @@ def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {shown(result.folder)}")
         return
     log.end()
+    if best_file(result.folder).exists():
+        best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
+        log.say(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
     log.say(
         f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
         f"{result.images_per_second:.0f} images/s\n{shown(result.folder)}\ntensorboard --logdir {shown(args.runs_path)}"

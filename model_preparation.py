@@ -5,6 +5,8 @@ import os
 import platform
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ from user_input import UserInput
 
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# what PyTorch's errors say: of a GPU, of a CPU, and of a size beyond any memory
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
 
 
 @dataclass
@@ -62,19 +68,21 @@ class Training:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.scaler,
-        }
+        schedule = self.scheduler.state_dict()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # a schedule takes over as attributes whatever it is given: so, only what it has itself
+        self.scheduler.load_state_dict({name: state["scheduler"].get(name, schedule[name]) for name in schedule})
+        if state["scaler"]:  # a run without loss scaling may go on where there is, and the other way round
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def prepare_training(args: UserInput, num_classes: int, device: torch.device) -> Training:
@@ -218,6 +226,25 @@ def set_determinism(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read at its first use
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Tell in one line that settings take more memory than there is.
+
+    Raises:
+        InputError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"batch_size: these settings take more memory than there is ({reason}); lower batch_size or image_size, "
+            "take a smaller network, or set memory_gib 0 to read the images from disk"
+        ) from error
 
 
 def describe_device(device: torch.device) -> str:

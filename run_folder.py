@@ -26,6 +26,7 @@ LOG = "log.txt"
 LOCK = "lock"
 LOCK_PATIENCE = 10.0  # seconds; the loader's workers outlive a killed process, and hold its lock, for five or so
 CHECKPOINTS = "checkpoints"
+CONFIG_MIB = 16  # a config.json of this size is none
 GROUPS = {"lambda": "Lambda", "baseline": "Baseline"}
 
 
@@ -65,13 +66,13 @@ def find_run(args: "UserInput") -> Path:
     folder = args.resume_path
     if folder is None:
         group = args.runs_path / GROUPS[args.model]
-        runs = [path.parent for path in group.glob(f"*/{CONFIG}") if checkpoint_files(path.parent)]
+        runs = [path.parent for path in group.glob(f"*/{CONFIG}") if has_checkpoint(path.parent)]
         if not runs:
             raise InputError(f"resume: there is no run with a checkpoint in {group}")
         return max(runs, key=lambda folder: (read_config(folder)["number"], folder.name))
     if not (folder / CONFIG).is_file():
         raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
-    if not checkpoint_files(folder):
+    if not has_checkpoint(folder):
         raise InputError(f"resume: {folder} holds no checkpoint")
     return folder
 
@@ -85,7 +86,7 @@ def find_launched(args: "UserInput", launch: str | None) -> Path | None:
             if launch is not None and config.get("launch") == launch:
                 mine.append((config["number"], path.parent))
     newest = max(mine)[1] if mine else None
-    return newest if newest and checkpoint_files(newest) else None
+    return newest if newest and has_checkpoint(newest) else None
 
 
 def next_number(args: "UserInput") -> int:
@@ -148,6 +149,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS).glob("epoch*.pt"))
 
 
+def best_file(folder: Path) -> Path:
+    """The checkpoint of the epoch that did best on the validation images, where there are any."""
+    return folder / CHECKPOINTS / "best.pt"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return bool(checkpoint_files(folder)) or best_file(folder).exists()
+
+
 def shown(path: Path) -> str:
     """A path as it is typed in the current folder: relative where it lies below, else full."""
     here = Path.cwd()
@@ -162,7 +173,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
+        if not path.is_file() or path.stat().st_size > CONFIG_MIB * 2**20:
+            raise OSError("no file of a run")
         config = json.loads(path.read_text(encoding="utf-8"))
         return {"id": config["id"], "number": int(config["number"]), "settings": config["settings"], **config}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"resume: {path} cannot be read ({type(error).__name__})") from error

@@ -9,11 +9,11 @@ Sources: "study" is de Alvear Cárdenas and de Vries (2021), "paper" is Bello (2
 import argparse
 import dataclasses
 import difflib
-import math
 import os
 import shlex
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from errors import InputError, one_line_errors
 PROJECT = Path(__file__).resolve().parent
 LATEST = "latest"
 PATHS = ("data_dir", "runs_dir", "resume")
+LARGEST = 2**31 - 1  # of any whole number: what is beyond it overflows somewhere
 NARROWEST_STAGE = 64  # channels of the 3×3 convolution in stage c2; every later stage has twice those of the one before
 # What may change between the start of a run and its resumption without making its figures another run's.
 FREE_ON_RESUME = frozenset(
@@ -109,7 +110,9 @@ class UserInput:
     data_dir: str = setting("data", "folder that holds, or will hold, the data set")
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)
     batch_size: int = setting(128, "images per training step, of all processes together (study: 128)", minimum=2)
-    workers: int = setting(2, "processes that load images which do not fit in memory; 0: the main process", minimum=0)
+    workers: int = setting(
+        2, "processes that load images which do not fit in memory; 0: the main process", minimum=0, maximum=256
+    )
     memory_gib: float = setting(
         2.0,
         "memory in GiB that a data set may take on the training device of each process; a larger one streams",
@@ -314,7 +317,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     fits_type = type(value) is base or (base is float and type(value) is int)
     if (
         not fits_type
-        or (base is float and not math.isfinite(value))
+        or (base is int and abs(value) > limits.get("maximum", LARGEST))
+        or (base is float and not abs(value) <= LARGEST)  # nor nan
+        or (base is str and not _writable(value))
         or ("choices" in limits and value not in limits["choices"])
         or ("minimum" in limits and value < limits["minimum"])
         or ("maximum" in limits and value > limits["maximum"])
@@ -330,11 +335,20 @@ def _refusal(field: dataclasses.Field, value: Any) -> str:
     if "choices" in limits:
         allowed = "one of " + ", ".join(str(choice) for choice in limits["choices"])
     else:
-        kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text in one line"}
+        if type(value) in (int, float) and abs(value) > LARGEST:
+            limits = {**limits, "maximum": limits.get("maximum", LARGEST)}
         words = {"minimum": "at least", "maximum": "at most", "above": "above", "below": "below"}
-        bounds = [f"{words[name]} {bound:g}" for name, bound in limits.items()]
+        bounds = [f"{words[name]} {f'{bound:g}' if type(bound) is float else bound}" for name, bound in limits.items()]
         allowed = ", ".join([kinds[_base_type(field)], *bounds])
-    return f"{field.name}: {value} is not allowed; takes {allowed}{', or none' if _optional(field) else ''}"
+    shown = ascii(value) if type(value) is str and not _writable(value) else f"{value}"
+    shown = shown if len(shown) <= 200 else f"{shown[:50]}…"
+    return f"{field.name}: {shown} is not allowed; takes {allowed}{', or none' if _optional(field) else ''}"
+
+
+def _writable(text: str) -> bool:
+    """Whether a text can stand in a path and in a line of a log: no control characters, no lone surrogates."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def _check_stages(args: UserInput) -> None:

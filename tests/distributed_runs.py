@@ -20,11 +20,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fault_injection import finish, small_run
+from fault_injection import finish, small_run, start_alone
 from run_tools import (
     assert_same_curve,
     assert_same_run,
     children,
+    end_of,
     run_under_torchrun,
     start_torchrun,
 )
@@ -35,7 +36,7 @@ from user_input import UserInput
 def compare_curves(args: UserInput, where: Path) -> None:
     for source, memory_gib in (("memory", 2.0), ("stream", 0.0)):
         given = dataclasses.replace(args, memory_gib=memory_gib, runs_dir=str(where / f"{source}1"))
-        finish(given)
+        finish(start_alone(given))
         (alone,) = (given.runs_path / "Lambda").iterdir()
         for processes in (2, 4):
             shared = dataclasses.replace(given, runs_dir=str(where / f"{source}{processes}"))
@@ -57,9 +58,9 @@ def kill_workers(args: UserInput, where: Path, kills: int, chance: random.Random
         if workers := children(process):
             os.kill(chance.choice(workers), signal.SIGKILL)
             struck += 1
-    _, error = process.communicate(timeout=300)
+    output, error = end_of(process, 600.0)
     if process.returncode:
-        raise AssertionError(f"torchrun ended with code {process.returncode}: {error}")
+        raise AssertionError(f"torchrun ended with code {process.returncode}:\n{output}\n{error}")
     folder = max((attacked.runs_path / "Lambda").iterdir(), key=lambda run: len(list((run / "checkpoints").iterdir())))
     assert_same_run(folder, expected)
     return struck

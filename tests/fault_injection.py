@@ -1,33 +1,48 @@
 """Kill real runs at random moments, resume them until they are done, and compare them with a run left in peace.
 
-    python tests/fault_injection.py --kills 100      # about ten minutes on two CPU cores; says what it survived
+    python tests/fault_injection.py --kills 100      # says what it survived
 
-Every run is a process of its own, ended by SIGKILL, SIGTERM or SIGINT at a random moment, every other time while a
-checkpoint is being written. A run that came through must equal the undisturbed one: final weights and optimizer bit
-for bit, metrics.jsonl and TensorBoard's scalars point for point.
+Every run is a process of its own, with one thread, ended by SIGKILL, SIGTERM or SIGINT at a random moment, two times in
+five while a checkpoint is being written; some get a second signal, which does not wait for the saving. A run that came
+through must equal the undisturbed one: final weights and optimizer and those of the best epoch bit for bit,
+metrics.jsonl and TensorBoard's scalars point for point. As many runs as there are cores go on at a time.
 """
 
 import argparse
 import dataclasses
+import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import write_images
-from run_tools import assert_same_run, start
+from run_tools import assert_same_run, end_of, start
 
 from run_folder import checkpoint_files
 from user_input import UserInput
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 120.0  # seconds that a process may take to end
+KILLS = 10  # of one run
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds, measured on an undisturbed run."""
+
+    start: float  # until the run's log is there
+    epoch: float  # with all that belongs to it, the checkpoint above all
 
 
 def small_run(folder: Path, epochs: int = 30) -> UserInput:
@@ -46,49 +61,80 @@ def small_run(folder: Path, epochs: int = 30) -> UserInput:
     )
 
 
-def undisturbed_run(args: UserInput) -> tuple[Path, float]:
-    """Its folder, and the seconds that it took."""
-    started = time.monotonic()
-    finish(args)
+def undisturbed_run(args: UserInput) -> tuple[Path, Pace]:
+    """Its folder and its pace."""
+    started, process = time.monotonic(), start_alone(args)
+    _wait(process, lambda: bool(_logged(args)))
+    begun = time.monotonic()
+    finish(process)
     (folder,) = (args.runs_path / "Lambda").iterdir()
-    return folder, time.monotonic() - started
+    return folder, Pace(begun - started, (time.monotonic() - begun) / args.epochs)
 
 
-def finish(args: UserInput, *flags: str) -> None:
-    process = start(args, *flags)
-    _, error = process.communicate(timeout=PATIENCE)
+def start_alone(args: UserInput, *flags: str) -> subprocess.Popen:
+    """A process that leaves the other cores alone."""
+    return start(args, *flags, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, error = end_of(process, PATIENCE)
     if (process.returncode, error) != (0, ""):
-        raise AssertionError(f"the run ended with code {process.returncode}: {error}")
+        raise AssertionError(f"the run ended with code {process.returncode}: {error or output}")
 
 
-def run_under_fire(args: UserInput, kills: int, seconds: float, chance: random.Random) -> tuple[Path, Counter]:
-    """Kill a run up to `kills` times, each time within `seconds` of its start, and let it finish then.
+def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Random) -> tuple[Path, Counter]:
+    """Kill a run up to `kills` times and let it finish then.
+
+    One kill in five comes at any moment of a process's start. The others come within the first epochs from when it has
+    taken up the run's log, and half of those while a checkpoint is being written.
 
     Returns:
         The folder of the run, and how often each signal ended it.
     """
     struck: Counter = Counter()
     while struck.total() < kills:
-        process = start(args, *_resume(args))
-        number = chance.choice(SIGNALS)
-        moment = time.monotonic() + chance.uniform(0.2, 0.8) * seconds
-        while process.poll() is None and time.monotonic() < moment:
-            time.sleep(0.001)
-        if chance.random() < 0.5:  # wait for the next checkpoint, and strike while it is being written
-            while process.poll() is None and not list(args.runs_path.glob("*/*/checkpoints/*.tmp")):
-                time.sleep(0.0005)
-            time.sleep(chance.uniform(0.0, 0.03))
+        number, logged = chance.choice(SIGNALS), _logged(args)
+        process = start_alone(args, *_resume(args))
+        if chance.random() < 0.2:
+            _sleep(process, chance.uniform(0.0, pace.start))
+        else:
+            for _ in range(chance.randrange(1, 5)):
+                _wait(process, lambda before=logged: _logged(args) != before)
+                logged = _logged(args)
+            _sleep(process, chance.uniform(0.0, pace.epoch), lambda before=logged: _logged(args) != before)
+            if chance.random() < 0.5:
+                _wait(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
+                time.sleep(chance.uniform(0.0, 0.03))
         process.send_signal(number)
-        _, error = process.communicate(timeout=PATIENCE)
+        if chance.random() < 0.3:  # and once more, which is to end it at once, whatever it is at
+            time.sleep(chance.uniform(0.0, 0.3))
+            process.send_signal(number)
+        _, error = end_of(process, PATIENCE)
         allowed = {0, -number, 128 + number}  # done before the signal came, ended by it, or saved and left
         if process.returncode not in allowed or (error and number != signal.SIGINT):
             raise AssertionError(f"{number.name} ended the run with code {process.returncode}: {error}")
         if process.returncode == 0:
             break
         struck[number.name] += 1
-    finish(args, *_resume(args))
+    finish(start_alone(args, *_resume(args)))
     (folder,) = (path.parent for path in args.runs_path.glob("*/*/checkpoints") if checkpoint_files(path.parent))
     return folder, struck
+
+
+def _wait(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+    """Until something holds, or the process has ended."""
+    while process.poll() is None and not holds():
+        time.sleep(0.0005)
+
+
+def _sleep(process: subprocess.Popen, seconds: float, or_until: Callable[[], bool] = lambda: False) -> None:
+    moment = time.monotonic() + seconds
+    _wait(process, lambda: time.monotonic() > moment or or_until())
+
+
+def _logged(args: UserInput) -> set[int]:
+    """Another set each time that a process takes up a run's log, or adds to it."""
+    return {path.stat().st_mtime_ns for path in args.runs_path.glob("*/*/metrics.jsonl")}
 
 
 def _resume(args: UserInput) -> list[str]:
@@ -96,17 +142,23 @@ def _resume(args: UserInput) -> list[str]:
 
 
 def main(kills: int, seed: int) -> None:
-    chance, struck, runs = random.Random(seed), Counter(), 0
-    with tempfile.TemporaryDirectory() as name:
-        args = small_run(Path(name))
-        expected, seconds = undisturbed_run(args)
-        while struck.total() < kills:
-            runs += 1
-            attacked = dataclasses.replace(args, runs_dir=str(Path(name) / f"run{runs}"))
-            folder, more = run_under_fire(attacked, min(10, kills - struck.total()), seconds, chance)
+    struck, runs, together = Counter(), 0, len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(together) as pool:
+        args = dataclasses.replace(small_run(Path(name)), validation_fraction=0.3)
+        expected, pace = undisturbed_run(args)
+
+        def attack(run: int, kills: int) -> Counter:
+            attacked = dataclasses.replace(args, runs_dir=str(Path(name) / f"run{run}"))
+            folder, struck = run_under_fire(attacked, kills, pace, random.Random(f"{seed} {run}"))
             assert_same_run(folder, expected)
-            struck += more
-            print(f"{struck.total()} kills, {runs} runs, every one equal to the undisturbed run", flush=True)
+            shutil.rmtree(attacked.runs_path)
+            return struck
+
+        while left := kills - struck.total():
+            parts = [KILLS] * (left // KILLS) + [left % KILLS] * (left % KILLS > 0)
+            for more in pool.map(attack, range(runs, runs + len(parts)), parts):
+                struck, runs = struck + more, runs + 1
+                print(f"{struck.total()} kills, {runs} runs, every one equal to the undisturbed run", flush=True)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(struck.items()))
     print(f"{struck.total()} kills survived ({counts}) in {runs} runs; no epoch lost, none double, same weights")
 

@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from log_data import TAGS
 from model_preparation import prepare_training
-from run_folder import checkpoint_files
+from run_folder import best_file, checkpoint_files
 from user_input import PROJECT, UserInput
 
 TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
@@ -37,8 +39,30 @@ def start_torchrun(args: UserInput, *more: str, processes: int = 2, restarts: in
     command = [*launcher, *options, str(PROJECT / "main_general.py"), *flags(args), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=args.runs_path.parent
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=args.runs_path.parent,
     )
+
+
+def end_of(process: subprocess.Popen, seconds: float = 300.0) -> tuple[str, str]:
+    """What a process has said when it has ended, on standard output and standard error.
+
+    Raises:
+        AssertionError: it has not ended within so many seconds; it is killed then, and what it said is told.
+    """
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        workers = children(process)
+        for number in (process.pid, *workers):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        output, error = process.communicate()
+        raise AssertionError(f"no end after {seconds:.0f} s; workers {workers}\n{output}\n{error}") from None
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -74,13 +98,23 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def final_state(folder: Path) -> dict:
-    return torch.load(checkpoint_files(folder)[-1], weights_only=True)["training"]
+    return saved_training(checkpoint_files(folder)[-1])
+
+
+def saved_training(path: Path) -> dict:
+    return torch.load(path, weights_only=True)["training"]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
     assert figures(folder) == figures(expected)
     assert scalars(folder) == scalars(expected)
-    ours, theirs = final_state(folder), final_state(expected)
+    assert_same_training(final_state(folder), final_state(expected))
+    assert best_file(folder).exists() == best_file(expected).exists()
+    if best_file(expected).exists():
+        assert_same_training(saved_training(best_file(folder)), saved_training(best_file(expected)))
+
+
+def assert_same_training(ours: dict, theirs: dict) -> None:
     assert ours["scheduler"] == theirs["scheduler"]
     for name, value in theirs["model"].items():
         assert torch.equal(ours["model"][name], value), name
@@ -91,9 +125,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 def run_under_torchrun(args: UserInput, processes: int = 2) -> Path:
     """The folder of an undisturbed run of several processes."""
     process = start_torchrun(args, processes=processes)
-    output, error = process.communicate(timeout=300)
+    output, error = end_of(process)
     if process.returncode:
-        raise AssertionError(f"torchrun ended with code {process.returncode}: {error}")
+        raise AssertionError(f"torchrun ended with code {process.returncode}:\n{output}\n{error}")
     assert "Traceback" not in error
     assert output.count("tensorboard --logdir") == 1  # one process tells
     (folder,) = (args.runs_path / "Lambda").iterdir()

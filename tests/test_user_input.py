@@ -71,6 +71,13 @@ def test_the_command_gives_the_settings_back() -> None:
         ("--batch_size -8", "batch_size: -8 is not allowed; takes a whole number, at least 2"),
         ("--epochs 0", "epochs: 0 is not allowed; takes a whole number, at least 1"),
         ("--epochs 1.5", "epochs: 1.5 is not allowed; takes a whole number, at least 1"),
+        (
+            "--epochs 99999999999",
+            "epochs: 99999999999 is not allowed; takes a whole number, at least 1, at most 2147483647",
+        ),
+        ("--workers 257", "workers: 257 is not allowed; takes a whole number, at least 0, at most 256"),
+        ("--weight_decay 1e300", "weight_decay: 1e+300 is not allowed; takes a number, at least 0, at most 2147483647"),
+        ("--data_dir a\0b", r"b' is not allowed; takes a text in one line"),
         ("--image_size 0", "image_size: 0 is not allowed"),
         ("--initial_lr nan", "initial_lr: nan is not allowed; takes a number, above 0"),
         ("--initial_lr 0", "initial_lr: 0.0 is not allowed"),
