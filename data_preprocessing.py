@@ -9,6 +9,7 @@ Shapes: n images of a data set · b of a batch · s side in pixels · images are
 and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -127,6 +128,7 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     with one_before_the_others():
         train, test, classes = _SOURCES[args.dataset](args)
     train, validation = _split(train, args.validation_fraction)
+    train = _limit(train, args.training_images)
     _check_shares(args, len(train.labels))
     fits = _fits_in_memory(args, len(train.labels) + len(test.labels))
     parts = [part for part in (train, test, validation) if part is not None]
@@ -166,6 +168,13 @@ def class_count(args: UserInput) -> int:
     """The number of classes, without reading an image."""
     counts = {"cifar10": 10, "cifar100": 100, "digits": 10}
     return counts.get(args.dataset) or len(_image_folder(args.data_path / "train").classes)
+
+
+def training_count(args: UserInput) -> int:
+    """The number of images that there are to train on, without reading one; `training_images` is at most this."""
+    counts = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1437}
+    count = counts.get(args.dataset) or len(_image_folder(args.data_path / "train").samples)
+    return count - math.ceil(args.validation_fraction * count)  # rounded as `train_test_split` does
 
 
 # ------------------------------------------------------------------------------------------------- the sources
@@ -258,6 +267,15 @@ def _split(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | N
     except ValueError as error:
         raise InputError(f"validation_fraction: {fraction} cannot be split off by class: {error}") from error
     return image_set.part(kept), image_set.part(held_back)
+
+
+def _limit(image_set: ImageSet, count: int | None) -> ImageSet:
+    """The first `count` images of one shuffle of them all: fewer are a part of more."""
+    if count is None:
+        return image_set
+    if count > len(image_set.labels):
+        raise InputError(f"training_images: {count} is not allowed; there are {len(image_set.labels)} to train on")
+    return image_set.part(np.random.default_rng(SPLIT_SEED).permutation(len(image_set.labels))[:count])
 
 
 def _fits_in_memory(args: UserInput, images: int) -> bool:
