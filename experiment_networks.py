@@ -157,17 +157,18 @@ def squeeze_excitation(args: UserInput, num_classes: int) -> nn.Module:
 # --------------------------------------------------------------------------------------------------- the ablations
 
 
-class PlainKeys(LambdaLayer):
-    """A lambda layer whose keys are not normalised, but for a division by the number of positions."""
+def plain_content(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """q·λ_c of keys that are not normalised, but for a division by the number of positions.
 
-    def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        content_lambda = torch.einsum("bmku,bmvu->bkv", key / key.shape[1], value)
-        return torch.einsum("bnhk,bkv->bnhv", query, content_lambda)
+    query (b, n, h, k), key (b, m, k, u), value (b, m, v, u) -> (b, n, h, v)
+    """
+    content_lambda = torch.einsum("bmku,bmvu->bkv", key / key.shape[1], value)
+    return torch.einsum("bnhk,bkv->bnhv", query, content_lambda)
 
 
 def no_softmax(args: UserInput, num_classes: int) -> nn.Module:
     """Keys without a softmax over the positions."""
-    return _changed(args, num_classes, lambda layer: setattr(layer, "_content", partial(PlainKeys._content, layer)))
+    return _changed(args, num_classes, lambda layer: setattr(layer, "_content", plain_content))
 
 
 def position_only(args: UserInput, num_classes: int) -> nn.Module:

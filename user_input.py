@@ -278,7 +278,7 @@ def _reader(field: dataclasses.Field) -> typing.Callable[[str], Any]:
         if _optional(field) and text.lower() == "none":
             return None
         if field.name in PATHS and text != LATEST:
-            return _project_path(text)
+            return project_path(text)
         try:
             return _base_type(field)(text)
         except ValueError:
@@ -287,7 +287,7 @@ def _reader(field: dataclasses.Field) -> typing.Callable[[str], Any]:
     return read
 
 
-def _project_path(text: str) -> str:
+def project_path(text: str) -> str:
     """A path from the command line, full, or relative to the project where it lies inside (so that logs can move)."""
     path = Path(os.path.abspath(os.path.expanduser(text)))
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
