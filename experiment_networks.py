@@ -31,7 +31,7 @@ SQUEEZE = 16  # channels of a block for each one of its gate (Hu et al., 2018)
 # ---------------------------------------------------------------------------------------------------- the ladder
 
 
-class TestedInTrainingMode(nn.Module):
+class AlwaysTraining(nn.Module):
     """A network that never leaves training mode, as the study tested: its batch norms use each test batch's statistics.
 
     The running statistics then follow the test batches too, but nothing ever reads them.
@@ -41,7 +41,7 @@ class TestedInTrainingMode(nn.Module):
         super().__init__()
         self.network = network
 
-    def train(self, mode: bool = True) -> "TestedInTrainingMode":
+    def train(self, mode: bool = True) -> "AlwaysTraining":
         return super().train(True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class PositionNorm(nn.BatchNorm1d):
 def study_layer(args: UserInput, num_classes: int) -> nn.Module:
     """Rung 1: the layer as the study had it, tested in training mode."""
     network = build_study_lambda_resnet(args.depth, image_size=args.image_size, num_classes=num_classes, stem=args.stem)
-    return TestedInTrainingMode(finish_model(args, network))
+    return AlwaysTraining(finish_model(args, network))
 
 
 def position_norm(args: UserInput, num_classes: int) -> nn.Module:
@@ -66,12 +66,12 @@ def position_norm(args: UserInput, num_classes: int) -> nn.Module:
     network = build_model(args, num_classes)
     for layer in lambda_layers(network):
         layer.norm_values = PositionNorm(layer.input_size[0] * layer.input_size[1])
-    return TestedInTrainingMode(finish_model(args, network))
+    return AlwaysTraining(finish_model(args, network))
 
 
 def training_mode_test(args: UserInput, num_classes: int) -> nn.Module:
     """Rung 3: values normalised over channels; still tested in training mode. Settings alone make the other rungs."""
-    return TestedInTrainingMode(build_model(args, num_classes))
+    return AlwaysTraining(build_model(args, num_classes))
 
 
 def lambda_layers(network: nn.Module) -> list[LambdaLayer]:

@@ -52,6 +52,7 @@ DEPTHS_AND_HEADS = ((8, 4, 1), (16, 4, 1), (32, 4, 1), (16, 2, 1), (16, 8, 1), (
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 360}
 ESTIMATES = "estimates.json"
+CPU_BATCH = 16  # images in a measured step with the cifar stem on a CPU, whose steps take seconds and many GiB
 PATIENCE = 0.5  # seconds between two looks at whether a stop is wished
 
 
@@ -273,10 +274,9 @@ def list_experiments(names: Iterable[str]) -> None:
         print()
 
 
-def command(run: Run, experiment: str) -> str:
-    """The command line that does this run."""
-    conditions = run.conditions
-    words = ["--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed)]
+def command(conditions: Conditions, *words: str) -> str:
+    """The command line with these words under these conditions."""
+    words = list(words)
     if conditions.scale != "full":
         words += ["--scale", f"{conditions.epochs_scale:g}", f"{conditions.images_scale:g}"]
     if conditions.dataset != "cifar10":
@@ -364,7 +364,7 @@ def facts(run: Run, experiment: str, jobs: int) -> dict[str, Any]:
     """What config.json says of a run beside its settings."""
     conditions = run.conditions
     return {
-        "command": command(run, experiment),
+        "command": command(conditions, "--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed)),
         "experiment": {
             "run": run.variation.name,
             "network": run.variation.network,
@@ -441,9 +441,9 @@ def measure_epoch(run: Run, device: torch.device) -> float:
     """Seconds of an epoch, from a few steps of training and of testing on random images."""
     args = run.args
     training = prepare_training(args, class_count(args), device, run.variation.make_model)
-    shape = (args.batch_size, 3, args.image_size, args.image_size)
-    images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(args.batch_size, dtype=torch.long, device=device)
+    batch = CPU_BATCH if device.type == "cpu" and args.stem == "cifar" else args.batch_size
+    images = torch.randn(batch, 3, args.image_size, args.image_size, device=device)
+    images, labels = images.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long().to(device)
 
     def train() -> None:
         training.model.train()
@@ -457,11 +457,8 @@ def measure_epoch(run: Run, device: torch.device) -> float:
             training.model(images)
 
     train_images = args.training_images or training_count(args)
-    test_images = TEST_IMAGES.get(args.dataset, train_images / 5)
-    return (
-        _median(train, device) * (train_images // args.batch_size)
-        + _median(test, device) * test_images / args.batch_size
-    )
+    test_images = TEST_IMAGES.get(args.dataset, training_count(args) / 5)
+    return (_median(train, device) * train_images + _median(test, device) * test_images) / batch
 
 
 def _median(step: Any, device: torch.device, warm_up: int = 1, most: int = 5, budget: float = 5.0) -> float:
