@@ -203,8 +203,9 @@ def _image_folders(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
         raise InputError(
             f"data_dir: the classes in {args.data_path}/train and /test differ ({', '.join(odd[:5])} is in one only)"
         )
-    parts = (ImageSet(partial(_first, part), np.asarray(part.targets)) for part in (train, test))
-    return *parts, train.classes
+    parts = [ImageSet(partial(_first, part), np.asarray(part.targets)) for part in (train, test)]
+    # the files lie class by class, and CIFAR-10's do not: a network tested in training mode would see single classes
+    return parts[0], parts[1].part(_shuffled(parts[1])), train.classes
 
 
 def _image_folder(folder: Path) -> ImageFolder:
@@ -275,7 +276,12 @@ def _limit(image_set: ImageSet, count: int | None) -> ImageSet:
         return image_set
     if count > len(image_set.labels):
         raise InputError(f"training_images: {count} is not allowed; there are {len(image_set.labels)} to train on")
-    return image_set.part(np.random.default_rng(SPLIT_SEED).permutation(len(image_set.labels))[:count])
+    return image_set.part(_shuffled(image_set)[:count])
+
+
+def _shuffled(image_set: ImageSet) -> np.ndarray:
+    """One order of all the images, the same every time."""
+    return np.random.default_rng(SPLIT_SEED).permutation(len(image_set.labels))
 
 
 def _fits_in_memory(args: UserInput, images: int) -> bool:
