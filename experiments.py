@@ -348,7 +348,8 @@ def ended(run: Run, process: BaseProcess) -> bool:
     if process.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
         return True
     lines = (run.folder / OUTPUT).read_text(encoding="utf-8").strip().splitlines()
-    say(f"{run.label} failed: {lines[-1] if lines else ''} ({shown(run.folder / OUTPUT)})")
+    last = lines[-1] if lines else "nothing was printed"
+    say(f"{run.label} ended with exit code {process.exitcode}: {last} ({shown(run.folder / OUTPUT)})")
     return False
 
 

@@ -26,7 +26,7 @@ from user_input import PROJECT
 
 RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "docs/results", "docs/conclusions.md"
 CLAIM = 3  # seeds that a claim takes
-CONFIDENCE = 0.95
+CONFIDENCE, POWER = 0.95, 0.8
 # What every other network of an experiment is compared with; the ladder compares each rung with the one before it.
 REFERENCES = {
     "layers": "convolution",
@@ -128,6 +128,13 @@ class Chapter:
         if scale.scale != "full":
             words.append(f"{scale.epochs_scale:g} of the epochs, {scale.images_scale:g} of the training images")
         return ", ".join(words)
+
+    @property
+    def software(self) -> str:
+        """The versions that the runs were made with."""
+        configs = [record.config for records in self.records.values() for record in records]
+        versions = sorted({f"Python {c['versions']['python']}, PyTorch {c['versions']['torch']}" for c in configs})
+        return f"{len(configs)} runs, with {'; '.join(versions)}."
 
     @property
     def comparable(self) -> bool:
@@ -255,6 +262,26 @@ def difference(ours: list[float], theirs: list[float]) -> Difference:
         result = stats.ttest_ind(ours, theirs, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(mean, float(interval.low), float(interval.high), float(result.pvalue))
+
+
+def seeds_for(points: float, deviation: float) -> int:
+    """Seeds of each of two networks that tell a difference of so many points apart, by the normal approximation."""
+    reach = stats.norm.ppf((1 + CONFIDENCE) / 2) + stats.norm.ppf(POWER)
+    return max(CLAIM, math.ceil(2 * (reach * deviation / points) ** 2))
+
+
+def spread(found: list[Network]) -> str:
+    """The networks' common standard deviation over seeds, and how many seeds follow from it."""
+    samples = [network.last("test_top1") for network in found if len(network.done) > 1]
+    if not samples or not any(map(statistics.variance, samples)):
+        return ""
+    freedom = sum(len(sample) - 1 for sample in samples)
+    pooled = math.sqrt(sum((len(sample) - 1) * statistics.variance(sample) for sample in samples) / freedom)
+    return (
+        f"Over seeds, top-1 has a standard deviation of {pooled:.2f} points ({freedom} degrees of freedom, all\n"
+        f"networks here together). At a power of {POWER:.0%}, to tell 1 point apart takes {seeds_for(1.0, pooled)}\n"
+        f"seeds of each network, and half a point {seeds_for(0.5, pooled)}.\n"
+    )
 
 
 def mean_and_deviation(values: list[float], digits: int = 2) -> str:
@@ -389,14 +416,14 @@ def section(name: str, chapter: Chapter, folder: Path, link: str) -> str:
     else:
         parts.append(results_table(found, _reference(name) if chapter.comparable else None))
         if text := differences_table(pairs_of(name, found)):
-            parts.append(text)
+            parts += [text, spread(list(found.values()))]
     parts += draw(name, found, chapter, folder, link)
     if missing := [label for label in experiment.variations if label not in found]:
         line = command(chapter.conditions, "--only", name)
         time = _estimate(experiment, missing, chapter.conditions.folder / ESTIMATES)
         about = f" About {time}:" if time else ""
         parts.append(f"Not run yet: {'; '.join(missing)}.{about}\n\n```\n{line}\n```\n")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def _reference(name: str) -> tuple[str, dict[str, str]] | None:
@@ -522,7 +549,7 @@ def write_report(root: Path, target: Path, conclusions: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)  # no figure stays of what is no longer there
     parts = [INTRODUCTION, f"## Conclusions\n\n{conclusions.strip()}\n", METHOD]
     for chapter in chapters:
-        parts.append(f"## {chapter.title}\n")
+        parts.append(f"## {chapter.title}\n\n{chapter.software}\n")
         parts += [section(name, chapter, folder, FIGURES) for name in EXPERIMENTS]
         parts.append(other_runs(chapter))
     parts += [not_run(chapters, root), SOURCES]

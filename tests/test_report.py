@@ -28,6 +28,7 @@ def write_run(
     settings = {"seed": seed, "training_images": None, "data_dir": "data", "dataset": "cifar10"}
     settings |= {"device": "cpu", "precision": "fp32", **dict(variation.settings), "epochs": EPOCHS}
     config = {"id": "1", "number": 1, "settings": settings, "device": "a CPU", "precision": "fp32"}
+    config |= {"versions": {"python": "3.11", "torch": "2.6"}}
     config |= {"parameters": 12_850_090, **facts(run, "study", 2)}
     (folder / "config.json").write_text(json.dumps(config))
     rows = [
@@ -91,6 +92,11 @@ def test_one_seed_and_no_spread_have_no_interval() -> None:
     assert [signed(value) for value in (-0.004, 0.0, 1.256, -3.0)] == ["0.00", "0.00", "+1.26", "−3.00"]
 
 
+def test_the_seeds_that_a_difference_takes() -> None:
+    # 2·((1.960 + 0.842)·s/δ)²: 15.7 for s = δ
+    assert [report.seeds_for(1.0, 1.0), report.seeds_for(0.5, 1.0), report.seeds_for(1.0, 0.1)] == [16, 63, 3]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "seeds", "says"),
     [
@@ -120,6 +126,9 @@ def test_every_run_is_reported_with_what_it_was_measured_on(root: Path, tmp_path
     # standard error √(7/9 + 1/3) = 1.054 at 3.45 degrees of freedom, whose quantile is 2.961
     assert ours[1:3] == ["−2.67", "−5.79 to +0.45"]
     assert ours[4:] == ["3 and 3", "not told apart", place]
+    # variances 7/3 and 1, two degrees of freedom each
+    assert "a standard deviation of 1.29 points (4 degrees of freedom" in text
+    assert "8 runs, with Python 3.11, PyTorch 2.6." in text
 
 
 def test_figures_on_another_copy_have_no_others_beside_them(root: Path, tmp_path: Path) -> None:
