@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import figures
 from torch import Tensor, nn
 
 import experiments
@@ -109,7 +108,7 @@ def test_bad_command_lines_are_refused_in_one_line(flags: str, says: str) -> Non
 
 
 def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
-    conditions: Conditions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conditions: Conditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny(conditions)
 
@@ -125,13 +124,10 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
     assert carry_out(run) is None
     record = run.record()
     assert (record.state, record.config["settings"]["training_images"]) == ("done", 287)
+    assert "resumed after 0 epochs and 1 steps" in (record.folder / "log.txt").read_text()
     assert record.config["experiment"]["data"] == "digits"
     assert "--only study --runs lambda_depth-26" in record.config["command"]
     assert not list(run.folder.glob("*/*/checkpoints"))
-
-    elsewhere = Run(run.variation, run.seed, dataclasses.replace(conditions, root=tmp_path / "other"))
-    carry_out(elsewhere, experiments.facts(elsewhere, "study", 1))
-    assert figures(record.folder) == figures(elsewhere.record().folder)
 
     written = (record.folder / "metrics.jsonl").stat().st_mtime_ns
     assert carry_out(run) is None
