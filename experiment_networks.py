@@ -160,9 +160,9 @@ def squeeze_excitation(args: UserInput, num_classes: int) -> nn.Module:
 def plain_content(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """q·λ_c of keys that are not normalised, but for a division by the number of positions.
 
-    query (b, n, h, k), key (b, m, k, u), value (b, m, v, u) -> (b, n, h, v)
+    query (b, n, h, k), key (b, m, k, u), value (b, m, u, v) -> (b, n, h, v)
     """
-    content_lambda = torch.einsum("bmku,bmvu->bkv", key / key.shape[1], value)
+    content_lambda = torch.einsum("bmku,bmuv->bkv", key / key.shape[1], value)
     return torch.einsum("bnhk,bkv->bnhv", query, content_lambda)
 
 

@@ -281,6 +281,6 @@ def test_linear_attention_is_a_loop_over_positions() -> None:
 
 
 def test_keys_without_softmax_are_means_over_the_positions() -> None:
-    query, key, value = torch.randn(2, 5, 3, 4), torch.zeros(2, 5, 4, 1), torch.randn(2, 5, 6, 1)
+    query, key, value = torch.randn(2, 5, 3, 4), torch.zeros(2, 5, 4, 2), torch.randn(2, 5, 2, 6)
     torch.testing.assert_close(plain_content(query, key + 1.0, value), content_output(query, key, value))
     torch.testing.assert_close(plain_content(query, key + 2.0, value), 2 * content_output(query, key, value))
