@@ -18,7 +18,8 @@ from torchvision.models.resnet import ResNet
 from fast_layers import quicken
 from lambda_layer import LambdaLayer
 from measuring import measure, peak_memory
-from resnet import build_resnet, halve, stage_sizes
+from reference_networks import replace_convolutions
+from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
 
 DIM, HEADS = 128, 4
@@ -76,16 +77,9 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 def attention_resnet(depth: int) -> ResNet:
     """A ResNet with self-attention in place of the 3×3 convolutions, pooled where those had a stride of 2."""
-    model = build_resnet(depth, num_classes=10)
-    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-    for stage, size in zip(stages, stage_sizes((IMAGE_SIZE, IMAGE_SIZE), "imagenet"), strict=True):
-        for bottleneck in stage:
-            strided = bottleneck.conv2.stride != (1, 1)
-            attention = SelfAttention2d(bottleneck.conv2.in_channels, size)
-            pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1) if strided else nn.Identity()
-            bottleneck.conv2 = nn.Sequential(attention, pool)
-            size = halve(size) if strided else size
-    return model
+    return replace_convolutions(
+        build_resnet(depth, num_classes=10), SelfAttention2d, image_size=IMAGE_SIZE, stem="imagenet"
+    )
 
 
 def benchmark_scaling(device: torch.device, quick: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Shapes: n images of a data set · b of a batch · s side in pixels · images are
 and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
 """
 
+import math
 import os
 import shutil
 import signal
@@ -125,6 +126,7 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     with one_before_the_others():
         train, test, classes = _SOURCES[args.dataset](args)
     train, validation = _split(train, args.validation_fraction)
+    train = _limit(train, args.training_images)
     _check_shares(args, len(train.labels))
     fits = _fits_in_memory(args, len(train.labels) + len(test.labels))
     parts = [part for part in (train, test, validation) if part is not None]
@@ -166,6 +168,13 @@ def class_count(args: UserInput) -> int:
     return counts.get(args.dataset) or len(_image_folder(args.data_path / "train").classes)
 
 
+def training_count(args: UserInput) -> int:
+    """The number of images that there are to train on, without reading one; `training_images` is at most this."""
+    counts = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1437}
+    count = counts.get(args.dataset) or len(_image_folder(args.data_path / "train").samples)
+    return count - math.ceil(args.validation_fraction * count)  # rounded as `train_test_split` does
+
+
 # ------------------------------------------------------------------------------------------------- the sources
 
 
@@ -192,8 +201,9 @@ def _image_folders(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
         raise InputError(
             f"data_dir: the classes in {args.data_path}/train and /test differ ({', '.join(odd[:5])} is in one only)"
         )
-    parts = (ImageSet(partial(_first, part), np.asarray(part.targets)) for part in (train, test))
-    return *parts, train.classes
+    parts = [ImageSet(partial(_first, part), np.asarray(part.targets)) for part in (train, test)]
+    # the files lie class by class, and CIFAR-10's do not: a network tested in training mode would see single classes
+    return parts[0], parts[1].part(_shuffled(parts[1])), train.classes
 
 
 def _image_folder(folder: Path) -> ImageFolder:
@@ -267,6 +277,20 @@ def _split(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | N
     except ValueError as error:
         raise InputError(f"validation_fraction: {fraction} cannot be split off by class: {error}") from error
     return image_set.part(kept), image_set.part(held_back)
+
+
+def _limit(image_set: ImageSet, count: int | None) -> ImageSet:
+    """The first `count` images of one shuffle of them all: fewer are a part of more."""
+    if count is None:
+        return image_set
+    if count > len(image_set.labels):
+        raise InputError(f"training_images: {count} is not allowed; there are {len(image_set.labels)} to train on")
+    return image_set.part(_shuffled(image_set)[:count])
+
+
+def _shuffled(image_set: ImageSet) -> np.ndarray:
+    """One order of all the images, the same every time."""
+    return np.random.default_rng(SPLIT_SEED).permutation(len(image_set.labels))
 
 
 def _fits_in_memory(args: UserInput, images: int) -> bool:

@@ -209,7 +209,7 @@ class LambdaLayer(nn.Module):
         value = self.norm_values(value.flatten(0, 1)).view(b, n, v, u).transpose(2, 3).contiguous()
         outputs = []  # each (b, n, h, v)
         if key is not None:
-            outputs.append(content_output(query, key.view(b, n, k, u), value))
+            outputs.append(self._content(query, key.view(b, n, k, u), value))
         if self.position == "relative":
             outputs.append(self._relative(query, value, tuple(size)))
         elif self.position == "absolute":
@@ -224,6 +224,9 @@ class LambdaLayer(nn.Module):
         # contiguous: batch norm takes twice as long over a slice
         parts = [part.contiguous() for part in projected.split([linear.out_features for linear in linears], dim=2)]
         return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+    def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return content_output(query, key, value)
 
     def _relative(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
         if self.scope is None and any(s > limit for s, limit in zip(size, self.input_size, strict=True)):

@@ -27,7 +27,9 @@ from errors import one_line_errors
 from interruption import StopRequest
 from log_data import NoLog, RunLog, start_config
 from model_preparation import (
+    MakeModel,
     Training,
+    build_model,
     enough_memory,
     find_device,
     peak_memory,
@@ -60,8 +62,11 @@ class RunResult:
 
 
 @enough_memory()
-def main(args: UserInput) -> RunResult:
+def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, Any] | None = None) -> RunResult:
     """Train and test one network for `args.epochs` epochs, or for what is left of them.
+
+    `make_model` gives another network than the settings describe; `facts` join what config.json says of the run, and
+    should tell of it. A run that is resumed needs the same `make_model`, and keeps its facts.
 
     In each of several processes, within `distributed.world()`, it does its share and gives the same result.
 
@@ -71,11 +76,11 @@ def main(args: UserInput) -> RunResult:
     device = find_device(args.device)
     set_determinism(args.deterministic)
     data = load_data(args, device)
-    training = prepare_training(args, len(data.classes), device)
+    training = prepare_training(args, len(data.classes), device, make_model)
     folder = on_main(open_folder, args)
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))
-        state, log = begin_or_resume(args, folder, data, training)
+        state, log = begin_or_resume(args, folder, data, training, facts or {})
         with log, tqdm(None, "epochs", args.epochs, False, initial=state.epochs_done, disable=hide_bar()) as bar:
             while state.epochs_done < args.epochs:
                 if run_epoch(data, training, state, stop):
@@ -101,10 +106,12 @@ def open_folder(args: UserInput) -> Path:
     return (find_launched(args, launch()) if restarts() else None) or make_run_folder(args)
 
 
-def begin_or_resume(args: UserInput, folder: Path, data: Data, training: Training) -> tuple[RunState, RunLog | NoLog]:
+def begin_or_resume(
+    args: UserInput, folder: Path, data: Data, training: Training, facts: dict[str, Any]
+) -> tuple[RunState, RunLog | NoLog]:
     """A run at its beginning, or where its newest sound checkpoint has it."""
     if not on_main(has_checkpoint, folder):
-        state = RunState(on_main(start_config, args, data, training))
+        state = RunState(on_main(start_config, args, data, training) | facts)
         log = open_log(folder, state, data)
         log.begin()
         return state, log

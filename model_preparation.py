@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from sync_batch_norm import synchronise
 from user_input import UserInput
 
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
+# The settings and the number of classes -> a network: (b, 3, s, s) normalised images -> (b, classes) logits
+MakeModel = Callable[[UserInput, int], nn.Module]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -85,7 +87,36 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def prepare_training(args: UserInput, num_classes: int, device: torch.device) -> Training:
+def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
+    """The network that the settings describe: (b, 3, s, s) normalised images -> (b, classes) logits."""
+    model = build_lambda_resnet(
+        args.depth,
+        stages=args.stage_word,
+        image_size=args.image_size,
+        num_classes=class_count(args) if num_classes is None else num_classes,
+        stem=args.stem,
+        zero_init_residual=args.zero_init_residual,
+        share_embeddings=args.share_embeddings,
+        key_depth=args.key_depth,
+        heads=args.heads,
+        intra_depth=args.intra_depth,
+        scope=args.scope,
+        position=args.position,
+    )
+    return finish_model(args, model)
+
+
+def finish_model(args: UserInput, model: nn.Module) -> Any:
+    """What a network has from the settings however it was built, changed in place: momentum, fast convolutions."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = args.bn_momentum
+    return quicken(model)
+
+
+def prepare_training(
+    args: UserInput, num_classes: int, device: torch.device, make_model: MakeModel = build_model
+) -> Training:
     """Model, optimizer, schedule and loss of a run that begins.
 
     Raises:
@@ -95,7 +126,7 @@ def prepare_training(args: UserInput, num_classes: int, device: torch.device) ->
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(args.seed)
-    model = build_model(args, num_classes).to(device, memory_format=torch.channels_last)
+    model = make_model(args, num_classes).to(device, memory_format=torch.channels_last)
     if args.sync_batch_norm and size() > 1:
         model = synchronise(model, device)
     if args.compile:
@@ -121,28 +152,6 @@ def average_gradients(model: nn.Module) -> DistributedDataParallel:
     # of a 1×1 weight, whose strides can be written in two ways; the copy that it warns of is made in any case
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     return DistributedDataParallel(model)
-
-
-def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
-    """The network that the settings describe: (b, 3, s, s) normalised images -> (b, classes) logits."""
-    model = build_lambda_resnet(
-        args.depth,
-        stages=args.stage_word,
-        image_size=args.image_size,
-        num_classes=class_count(args) if num_classes is None else num_classes,
-        stem=args.stem,
-        zero_init_residual=args.zero_init_residual,
-        share_embeddings=args.share_embeddings,
-        key_depth=args.key_depth,
-        heads=args.heads,
-        intra_depth=args.intra_depth,
-        scope=args.scope,
-        position=args.position,
-    )
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = args.bn_momentum
-    return quicken(model)
 
 
 def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:

@@ -2,11 +2,13 @@
 
 `StudyLambdaLayer` is a plain transcription of the layer that the study describes, with what was wrong in it: the map is
 reshaped (not permuted) to positions, and the values are normalised over positions (not over channels). It is here to
-be timed against, never to be trained for a result; `lambda_layer.py` has the layer of the paper.
+be timed against, and trained only to measure what its faults cost; `lambda_layer.py` has the layer of the paper.
 
 b batch · n query positions · m context positions (all n of them) · d channels · k key depth · v value depth
 · u intra-depth · h heads
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from resnet import build_resnet, halve, stage_sizes
+
+Size = tuple[int, int]  # height and width of a map
 
 
 class StudyLambdaLayer(nn.Module):
@@ -66,18 +70,31 @@ def build_study_lambda_resnet(
     depth: int = 50, *, image_size: int = 32, num_classes: int = 10, stem: str = "imagenet"
 ) -> ResNet:
     """The study's λ-ResNet: (b, 3, image_size, image_size) -> (b, num_classes); a stage's maps of one size share E."""
+    embeddings: dict[tuple[int, Size], nn.Parameter] = {}
+
+    def make_layer(dim: int, size: Size) -> StudyLambdaLayer:
+        layer = StudyLambdaLayer(dim, dim, size[0] * size[1], embeddings.get((dim, size)))
+        embeddings[dim, size] = layer.embedding
+        return layer
+
     model = build_resnet(depth, num_classes=num_classes, stem=stem)
+    return replace_convolutions(model, make_layer, image_size=image_size, stem=stem)
+
+
+def replace_convolutions(
+    model: ResNet, make_layer: Callable[[int, Size], nn.Module], *, image_size: int, stem: str
+) -> ResNet:
+    """Put `make_layer(d, size)` where each bottleneck has its 3×3 convolution, changing the network in place.
+
+    A layer maps (b, d, *size) to the same; a 3×3 average pool follows where the convolution had a stride of 2.
+    """
     stages = (model.layer1, model.layer2, model.layer3, model.layer4)
     for stage, size in zip(stages, stage_sizes((image_size, image_size), stem), strict=True):
-        embeddings: dict[tuple[int, int], nn.Parameter] = {}
         for bottleneck in stage:
-            convolution = bottleneck.conv2
-            layer = StudyLambdaLayer(
-                convolution.in_channels, convolution.out_channels, size[0] * size[1], embeddings.get(size)
-            )
-            embeddings[size] = layer.embedding
+            strided = bottleneck.conv2.stride != (1, 1)
+            layer = make_layer(bottleneck.conv2.in_channels, size)
             bottleneck.conv2 = layer
-            if convolution.stride != (1, 1):
+            if strided:
                 bottleneck.conv2 = nn.Sequential(layer, nn.AvgPool2d(kernel_size=3, stride=2, padding=1))
                 size = halve(size)
     return model

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import run_folder
-from errors import InputError, one_line_errors
+from errors import InputError, Parser, one_line_errors
 
 PROJECT = Path(__file__).resolve().parent
 LATEST = "latest"
@@ -117,6 +117,11 @@ class UserInput:
         2.0,
         "memory in GiB that a data set may take on the training device of each process; a larger one streams",
         minimum=0.0,
+    )
+    training_images: int | None = setting(
+        None,
+        "train on so many of the training images, drawn once and the same for every seed; none: all of them (study)",
+        minimum=2,
     )
     validation_fraction: float = setting(
         0.0, "share of the training images held back to choose settings on (study: 0)", minimum=0.0, below=1.0
@@ -240,10 +245,7 @@ def _resumed(args: UserInput, given: dict[str, Any]) -> UserInput:
     return dataclasses.replace(saved, **{**given, "resume": str(folder)})
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(message)
-
+class _Parser(Parser):
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
         namespace, unknown = self.parse_known_args(*arguments)
         if unknown:
@@ -279,7 +281,7 @@ def _reader(field: dataclasses.Field) -> typing.Callable[[str], Any]:
         if _optional(field) and text.lower() == "none":
             return None
         if field.name in PATHS and text != LATEST:
-            return _project_path(text)
+            return project_path(text)
         try:
             return _base_type(field)(text)
         except ValueError:
@@ -288,7 +290,7 @@ def _reader(field: dataclasses.Field) -> typing.Callable[[str], Any]:
     return read
 
 
-def _project_path(text: str) -> str:
+def project_path(text: str) -> str:
     """A path from the command line, full, or relative to the project where it lies inside (so that logs can move)."""
     path = Path(os.path.abspath(os.path.expanduser(text)))
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)

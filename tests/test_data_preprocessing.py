@@ -27,6 +27,7 @@ from data_preprocessing import (
     crop_and_flip,
     load_data,
     measure_normalisation,
+    training_count,
 )
 from errors import InputError
 from user_input import UserInput
@@ -141,8 +142,9 @@ def test_image_folders_are_read_as_they_are(photos: Path, small: UserInput) -> N
     images, labels = gathered(data.test)
     files = sorted((photos / "test").glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-    np.testing.assert_array_equal(data.test.pixels.numpy(), pixels)
-    assert labels.tolist() == [0] * TEST + [1] * TEST + [2] * TEST
+    order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in data.test.pixels.numpy()]
+    assert sorted(order) == list(range(3 * TEST)) != order  # each once, and the classes mixed
+    assert labels.tolist() == [place // TEST for place in order]
     assert len(images) == 3 * TEST
 
 
@@ -288,3 +290,22 @@ def test_without_archive_and_network_the_way_out_is_named(tmp_path: Path, monkey
 def test_seeds_are_spread() -> None:
     seeds = {data_preprocessing.mix(seed, epoch) for seed in range(50) for epoch in range(50)}
     assert len(seeds) == 2500
+
+
+def test_fewer_training_images_are_a_part_of_more_and_the_same_for_every_seed() -> None:
+    def pixels(**settings) -> set[bytes]:
+        data = load_data(UserInput(dataset="digits", image_size=8, validation_fraction=0.1, **settings), CPU)
+        assert (data.validation.images, data.test.images) == (144, 360)
+        return {image.numpy().tobytes() for image in data.train.pixels}
+
+    few, more = pixels(training_images=20), pixels(training_images=60, seed=1)
+    assert len(few) == 20
+    assert few < more < pixels()
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 1437), (0.1, 1293)])
+def test_more_training_images_than_there_are_is_refused(fraction: float, count: int) -> None:
+    args = UserInput(dataset="digits", image_size=8, validation_fraction=fraction, training_images=count)
+    assert training_count(args) == count == len(load_data(args, CPU).train.labels)
+    with pytest.raises(InputError, match=f"training_images: {count + 1} is not allowed; there are {count} to train on"):
+        load_data(dataclasses.replace(args, training_images=count + 1), CPU)

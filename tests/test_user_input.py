@@ -11,8 +11,9 @@ from errors import InputError
 from user_input import UserInput, load_user_input
 
 PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual
-bn_momentum dataset data_dir image_size batch_size workers validation_fraction epochs warmup_epochs optimizer initial_lr
-weight_decay label_smoothing seed device precision compile deterministic runs_dir checkpoint_every resume""".split()
+bn_momentum dataset data_dir image_size batch_size workers training_images validation_fraction epochs
+warmup_epochs optimizer initial_lr weight_decay label_smoothing seed device precision compile deterministic
+runs_dir checkpoint_every resume""".split()
 
 
 def test_the_defaults_are_the_studys() -> None:
