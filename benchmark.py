@@ -15,7 +15,7 @@ import torch
 from benchmark_layer import benchmark_layer
 from benchmark_network import benchmark_infer, benchmark_train
 from benchmark_scaling import benchmark_scaling, plot
-from errors import InputError, one_line_errors
+from errors import Parser, one_line_errors
 from measuring import write_report
 from model_preparation import describe_device, find_device
 
@@ -25,13 +25,6 @@ BENCHMARKS = {
     "infer": benchmark_infer,
     "scaling": benchmark_scaling,
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(message)
 
 
 def main(argv: list[str] | None = None) -> None:

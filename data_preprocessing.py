@@ -265,6 +265,12 @@ def _fits_in_memory(args: UserInput, images: int) -> bool:
     return args.image_size <= SMALL_IMAGE and size <= args.memory_gib * 2**30
 
 
+def centre_view(args: UserInput, images: int) -> Callable[[Image.Image], Image.Image]:
+    """What makes an image s × s pixels in the test of a run with that many images of all kinds."""
+    side = args.image_size
+    return _fitting(side) if _fits_in_memory(args, images) else _fitting(side, round(side * RESIZE_RATIO))
+
+
 def _flips(args: UserInput) -> bool:
     return args.dataset != "digits"  # a mirrored digit is no digit
 
@@ -285,7 +291,7 @@ def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
 
 def _decode(image_set: ImageSet, side: int) -> Tensor:
     """All the images as (n, side, side, 3) uint8; those of another size are resized and their centre taken."""
-    fit = v2.Compose([v2.Resize(side), v2.CenterCrop(side)])
+    fit = _fitting(side)
 
     def read(i: int) -> np.ndarray:
         image = image_set.read(i)
@@ -298,6 +304,11 @@ def _decode(image_set: ImageSet, side: int) -> Tensor:
         for i, row in enumerate(tqdm(rows, "reading images", count, leave=False, disable=hide_bar(), unit="img")):
             images[i] = row
     return torch.from_numpy(images)
+
+
+def _fitting(side: int, before_the_crop: int | None = None) -> Callable[[Image.Image], Image.Image]:
+    """Resize the shorter side (to `side`, if nothing else is said) and take the centre."""
+    return v2.Compose([v2.Resize(before_the_crop or side), v2.CenterCrop(side)])
 
 
 def measure_normalisation(images: Tensor) -> Normalisation:
@@ -396,7 +407,7 @@ def mix(*numbers: int) -> int:
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
     normalisation, side = Normalisation(*IMAGENET_STATISTICS), args.image_size
     augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(0.5 if _flips(args) else 0.0)])
-    centre = v2.Compose([v2.Resize(round(side * RESIZE_RATIO)), v2.CenterCrop(side)])
+    centre = _fitting(side, round(side * RESIZE_RATIO))
     train = StreamLoader(
         image_set=parts[0],
         transform=augment,

@@ -3,15 +3,24 @@
 Every module raises `InputError` for it; every script runs inside `one_line_errors()`.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_CODE = 2
 
 
 class InputError(ValueError):
     """A setting, file, folder or device that cannot be used; the message names it and says what is allowed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 @contextmanager

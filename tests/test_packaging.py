@@ -67,7 +67,7 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    """Every kind of layer: convolutions, a relative global context with pooling, u = 2; its batch norms have seen data."""
+    """Convolutions and lambda layers with and without a pool; its batch norms have seen data."""
     torch.manual_seed(0)
     model = build_lambda_resnet(
         26, stages="CCLL", image_size=64, num_classes=5, intra_depth=2, zero_init_residual=False
