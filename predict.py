@@ -24,8 +24,6 @@ from data_preprocessing import UNREADABLE
 from errors import InputError, Parser, one_line_errors
 from trained_network import TrainedNetwork, load_network
 
-ROW = "{:32.32}  {:20.20}  {:>10}"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table of the images that the command line names."""
@@ -37,11 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.top < 1:
         raise InputError(f"top: {arguments.top} is not allowed; takes a whole number, at least 1")
     network = load_network(arguments.checkpoint)
-    print(ROW.format("image", "class", "confidence"))
+    widths = [max(map(len, names)) for names in (["image", *map(str, arguments.images)], ["class", *network.classes])]
+    row = f"{{:{widths[0]}}}  {{:{widths[1]}}}  {{:>10}}".format
+    print(row("image", "class", "confidence"))
     for path in arguments.images:
         name = str(path)
         for label, confidence in predict(network, read_image(path), arguments.top):
-            print(ROW.format(name, label, f"{100 * confidence:.2f} %"))
+            print(row(name, label, f"{100 * confidence:.2f} %"))
             name = ""
 
 

@@ -67,6 +67,8 @@ def _load(path: Path) -> TrainedNetwork:
     try:
         saved = read_checkpoint(path)
         return _rebuild(saved, path)
+    except InputError as error:
+        raise InputError(f"checkpoint: {str(error).removeprefix('resume: ')}") from error
     except UNUSABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

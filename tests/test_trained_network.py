@@ -1,6 +1,10 @@
 """What is done with a run's checkpoint: predictions, exports, pictures."""
 
+import csv
+import dataclasses
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,33 +12,40 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import draw_embeddings
 import export_model
 import predict
 from errors import InputError
+from lambda_layer import LambdaLayer
 from main_general import RunResult, main
 from predict import read_image
+from resnet import DEPTHS
 from run_folder import checkpoint_files
 from trained_network import load_network
 from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[UserInput, RunResult]]:
     """Batch norms with a momentum that lets the running statistics follow the data within a few steps."""
     args = UserInput(
         depth=26,
-        stages="CCCL",
+        stages="CCLL",
         dataset="imagefolder",
         data_dir=str(photos),
-        image_size=20,  # other than that of the files
+        image_size=40,  # other than that of the files
         batch_size=8,
         epochs=3,
+        checkpoint_every=2,
         bn_momentum=0.5,
         device="cpu",
         runs_dir=str(tmp_path_factory.mktemp("trained")),
     )
-    return args, main(args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
+        yield args, main(args)
 
 
 def test_predictions_of_the_test_images_come_to_the_runs_accuracy(
@@ -132,13 +143,13 @@ def test_exports_give_the_networks_logits(
     trained: tuple[UserInput, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     network = load_network(trained[1].folder)
-    pixels = torch.randint(0, 256, (5, 20, 20, 3), dtype=torch.uint8)  # another batch than was traced
+    pixels = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8)  # another batch than was traced
     images = pixels.permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         expected = network.model(network.normalisation.apply(pixels))
     export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.pt2")])
     export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.onnx")])
-    assert "images (b, 3, 20, 20) -> logits (b, 3)" in capsys.readouterr().out
+    assert "images (b, 3, 40, 40) -> logits (b, 3)" in capsys.readouterr().out
     names = {"classes.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=names)
     torch.testing.assert_close(program.module()(images), expected, rtol=1e-4, atol=1e-4)
@@ -149,3 +160,69 @@ def test_exports_give_the_networks_logits(
     assert json.loads(names["classes.json"]) == json.loads(described) == ["nought", "one", "two"]
     with pytest.raises(InputError, match=r"takes a file name that ends in .onnx or .pt2"):
         export_model.main(["--checkpoint", str(trained[1].folder), "--to", "model.pb"])
+
+
+def test_a_run_ends_with_its_confusion_matrix(trained: tuple[UserInput, RunResult], photos: Path) -> None:
+    _, result = trained
+    network = load_network(result.folder)
+    header, *rows = csv.reader((result.folder / "confusion.csv").open())
+    assert header == ["true class", "nought", "one", "two"]
+    for name, *counts in rows:
+        found = [predict.predict(network, read_image(path), 1)[0][0] for path in (photos / "test" / name).glob("*")]
+        assert [int(count) for count in counts] == [found.count(one) for one in header[1:]]
+    assert Image.open(result.folder / "confusion.png").size > (300, 300)
+
+
+def test_tensorboard_has_the_embeddings_of_each_checkpoint_and_the_confusion(
+    trained: tuple[UserInput, RunResult],
+) -> None:
+    board = EventAccumulator(str(trained[1].folder))
+    board.Reload()
+    assert [image.step for image in board.Images("position embeddings/c4")] == [2, 3]
+    assert [image.step for image in board.Images("confusion matrix of the test")] == [3]
+
+
+def test_embeddings_are_drawn(trained: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "new")])
+    names = ["embeddings_c4.png", "embeddings_c5.png", "reach.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="out: .*file cannot be written"):
+        draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "file")])
+
+
+def test_the_picture_of_an_embedding_has_its_offsets_where_they_are() -> None:
+    layer = LambdaLayer(4, input_size=(3, 2), key_depth=2)
+    with torch.no_grad():
+        layer.embedding.zero_()[1, 0, 4, 1] = 3.0  # key channel 1, two rows below, same column
+    embedding = draw_embeddings.by_offset(layer)
+    picture = draw_embeddings.panels(embedding)
+    rows, columns = np.nonzero((picture[..., 0] < 150) | (picture[..., 2] < 150))
+    side = draw_embeddings.PANEL // 5
+    width = 3 * side + 2
+    assert (rows.min(), rows.max()) == (4 * side, 5 * side - 1)
+    assert (columns.min(), columns.max()) == (width + side, width + 2 * side - 1)
+    assert draw_embeddings.reach(embedding) == 2.0
+
+
+def test_an_absolute_embedding_is_averaged_over_pairs_with_the_same_offset() -> None:
+    layer = LambdaLayer(4, input_size=(2, 3), key_depth=2, intra_depth=2, position="absolute")
+    averaged = draw_embeddings.by_offset(layer)
+    table = layer.embedding.detach().view(2, 3, 2, 3, 2, 2)
+    for dy, dx in itertools.product((-1, 0, 1), (-2, -1, 0, 1, 2)):
+        pairs = [
+            table[y, x, y + dy, x + dx]
+            for y, x in itertools.product(range(2), range(3))
+            if 0 <= y + dy < 2 and 0 <= x + dx < 3
+        ]
+        torch.testing.assert_close(averaged[:, :, dy + 1, dx + 2], torch.stack(pairs).mean(0))
+
+
+def test_a_network_without_embeddings_has_nothing_to_draw(
+    trained: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = dataclasses.replace(load_network(trained[1].folder), model=torch.nn.Identity())
+    monkeypatch.setattr(draw_embeddings, "load_network", lambda path: network)
+    with pytest.raises(InputError, match="has no position embeddings to draw"):
+        draw_embeddings.main(["--checkpoint", "x", "--out", str(tmp_path / "pictures")])
+    assert not (tmp_path / "pictures").exists()
