@@ -83,7 +83,8 @@ def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tens
 class Loader(Protocol):
     """What training and test ask of their data: `images` images in `len(loader)` batches, of all processes together."""
 
-    images: int
+    @property
+    def images(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -218,6 +219,7 @@ def _digits(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
         partial(_digit, (digits.images * (255 / 16)).round().astype(np.uint8)), digits.target.astype(np.int64)
     )
     train, test = _split(everything, 0.2)
+    assert test is not None
     return train, test, [str(name) for name in digits.target_names]
 
 

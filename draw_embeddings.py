@@ -71,9 +71,10 @@ def by_offset(layer: LambdaLayer) -> Tensor:
     embedding = layer.embedding.detach().float().cpu()
     if layer.position == "relative":
         return embedding
-    sides = [2 * length - 1 for length in layer.input_size]
-    positions = torch.cartesian_prod(*map(torch.arange, layer.input_size))  # (n, 2)
-    offsets = positions[None] - positions[:, None] + torch.tensor(layer.input_size) - 1  # (n, m, 2), from 0
+    size = layer.input_size or ()
+    sides = [2 * length - 1 for length in size]
+    positions = torch.cartesian_prod(*map(torch.arange, size))  # (n, 2)
+    offsets = positions[None] - positions[:, None] + torch.tensor(size) - 1  # (n, m, 2), from 0
     index = (offsets[..., 0] * sides[1] + offsets[..., 1]).flatten()
     pairs = torch.bincount(index, minlength=sides[0] * sides[1])
     sums = torch.zeros(len(pairs), *embedding.shape[2:]).index_add_(0, index, embedding.flatten(0, 1))

@@ -49,7 +49,7 @@ def measure(functions: dict[str, Callable], device: torch.device, budget: float)
     """All the functions in turns, 3 to 25 times within about `budget` seconds, after one warm-up turn."""
     turn = sum(seconds(function, device) for function in functions.values())
     turns = min(25, max(3, int(budget / turn)))
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(turns):
         for name, function in functions.items():
             times[name].append(1e3 * seconds(function, device))

@@ -44,8 +44,8 @@ def evaluate(
         loss_sum += F.cross_entropy(logits.float(), labels, reduction="sum")
         correct += count_correct(logits, labels)
         images += len(labels)
-    loss_sum, correct, images = all_sum(float(loss_sum), int(correct), images)
-    return Evaluation(loss_sum / images, 100.0 * correct / images, int(images), time.perf_counter() - started)
+    total, right, count = all_sum(float(loss_sum), int(correct), images)
+    return Evaluation(total / count, 100.0 * right / count, int(count), time.perf_counter() - started)
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
     shared: dict[tuple[int, int], nn.Parameter | None] = {}
     entering = size
     for bottleneck in stage:
-        convolution = bottleneck.conv2
+        convolution: Any = bottleneck.conv2
         strided = convolution.stride != (1, 1)
         # the middle of a relative table serves the smaller maps of a stage; an absolute one serves its own size alone
         table = entering if share and options["position"] == "relative" else size
@@ -87,7 +87,7 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
         size = halve(size) if strided else size
 
 
-def _variant(depth: int, **options: int) -> Callable[..., ResNet]:
+def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:
     """`build_lambda_resnet` with these settings, and its docstring for `help` and `torch.hub.help`."""
     variant = partial(build_lambda_resnet, depth, **options)
     variant.__doc__ = build_lambda_resnet.__doc__

@@ -96,6 +96,9 @@ def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
 class Classifier(nn.Module):
     """A trained network that normalises: RGB pixels in 0..1, (b, 3, s, s) -> logits (b, classes)."""
 
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
         self.model = network.model

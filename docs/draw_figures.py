@@ -96,7 +96,7 @@ def scope() -> Figure:
             layer.eval()(x)[:, :, query[0], query[1]].square().sum().backward()
             influence = x.grad.square().mean((0, 1)).sqrt()
             influence[query] = 0.0  # its own, through the query, would outshine all else
-            axes[row, column].imshow((influence / influence.max()).sqrt(), cmap="viridis", vmin=0, vmax=1)
+            axes[row, column].imshow((influence / influence.max()).sqrt().numpy(), cmap="viridis", vmin=0, vmax=1)
             axes[row, column].plot(query[1], query[0], "s", color=RED)
             axes[row, column].set(xticks=[], yticks=[], title=name if row == 0 else None)
     return figure
