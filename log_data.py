@@ -46,6 +46,9 @@ TAGS = {
     "test_seconds": "training/test seconds",
     "peak_memory_gib": "training/peak memory GiB",
 }
+# TensorBoard's HParams table shows the first five columns of the alphabet until one chooses others. These are in it for
+# every run, the other settings where they are not at their defaults.
+COLUMNS = ("dataset", "depth", "epochs", "initial_lr", "model")
 HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
 
 
@@ -199,11 +202,12 @@ class RunLog:
             board.file_writer.add_summary(summary)
 
     def _hparams(self) -> tuple[Any, Any, Any]:
-        """Columns, start and end of the run's row: settings, and the last values of the scalars."""
+        """Columns, start and end of the run's row: settings that say something, and the last values of the scalars."""
+        usual = {field.name: field.default for field in dataclasses.fields(UserInput)}
         settings = {
             name: "none" if value is None else value
             for name, value in self.config["settings"].items()
-            if name not in FREE_ON_RESUME
+            if name in COLUMNS or (name not in FREE_ON_RESUME and value != usual[name])
         }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
         return hparams(settings, {TAGS[name]: 0.0 for name in figures})
