@@ -14,7 +14,7 @@ Sizes, in comments and names throughout:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial, reduce
 from itertools import product
 from typing import NamedTuple
@@ -28,7 +28,7 @@ Size = tuple[int, ...]  # one entry per spatial axis
 
 
 class Way(NamedTuple):
-    """How the position output is computed: "attention" or "lambda" (with a tile), "convolution" or "fft"."""
+    """How the position output is computed: "attention" or "lambda" (with a tile), "convolution", "fourier" or "fft"."""
 
     name: str
     tile: Size = ()
@@ -45,7 +45,7 @@ class LambdaLayer(nn.Module):
     X      x                                  b, dim, H, W; inside b, n, dim
     Q      norm_queries(to_queries(x))        b, n, h, k
     K      to_keys(x), softmax over m         b, m, k, u
-    V      norm_values(to_values(x))          b, m, v, u     v = dim_out / heads
+    V      norm_values(to_values(x))          b, m, v, u     v = dim_out / heads; b, m, u, v from there on
     E      embedding, position="relative"     k, u, 2H-1, 2W-1; with a scope k, u, r, r: E[n, m] by m - n
                       position="absolute"     n, m, k, u
                       position="none"         none: λ_c alone
@@ -62,15 +62,20 @@ class LambdaLayer(nn.Module):
     lambda order           n·c·u·k·v + n·h·k·v    t·c·u·k embedding, n/t·c·u·v windows, n·k·v lambdas
     attention order        n·c·u·h·(k + v)        t·c·u·k embedding, n/t·c·u·v windows, a piece of n·h·c·u
     convolution            n·r²·u·k·v + n·h·k·v   n·k·v lambdas
+    fourier, f = (W+r/2)/2 4f·H²·u·k·v + 2f·n·k·v 4f·H²·u·k embedding, 4f·H·k·v and n·k·v lambdas
     fft, N = (H + r/2)²    N·k·v·(log N + u)      about 4·N·k·v
 
     The first two are dense products between the t positions of a tile and the c positions of its context:
     the whole map (t = c = n) or, for a local scope, small tiles with a halo: t = 4·4, c = 10·10 for r = 7.
-    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU nearly everywhere;
-    the FFT wins with large maps and wide scopes. The batch goes through in chunks that stay in cache, so that
-    the products' intermediates exist for one chunk at a time. For the backward pass queries, values and
-    embedding are kept, and all else is computed again (in attention order k/(4k + 3v) of the whole work):
-    neither λ_p (b, n, k, v) nor attention (b, n, h, m) is ever kept.
+    Fourier order goes to frequencies along the map's last axis alone, both ways by a dense product with a
+    Fourier matrix, and sums over the other axes as dense products, too, one for each of f frequencies.
+    Attention order does fewer multiplications where h(k + v) < kv, and wins on the CPU with small maps and
+    narrow scopes; Fourier order with maps of 16 and 32, the FFT with larger ones and wide scopes.
+
+    The batch goes through in chunks that stay in cache, so that the products' intermediates exist for one
+    chunk at a time. For the backward pass queries, values and embedding are kept, and all else is computed
+    again (in attention order k/(4k + 3v) of the whole work): neither λ_p (b, n, k, v) nor attention
+    (b, n, h, m) is ever kept.
 
     Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
     experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
@@ -197,7 +202,9 @@ class LambdaLayer(nn.Module):
         b, n = x.shape[0], x.shape[1]
         query, value, key = self._project(x)
         query = self.norm_queries(query.flatten(0, 1)).view(b, n, self.heads, self.key_depth)
+        # the output channels of to_values are (v, u); v last, because whole rows of v are copied into windows
         value = self.norm_values(value.flatten(0, 1)).view(b, n, self.value_depth, self.intra_depth)
+        value = value.transpose(2, 3).contiguous()
         outputs = []  # each (b, n, h, v)
         if key is not None:
             outputs.append(content_output(query, key.view(b, n, self.key_depth, self.intra_depth), value))
@@ -289,11 +296,13 @@ def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | 
 
 @torch.fx.wrap
 def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries."""
+    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries.
+
+    query (b, n, h, k), key (b, m, k, u), value (b, m, u, v) -> (b, n, h, v)
+    """
     b, n, h, k = query.shape
     key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
-    value = value.transpose(2, 3).reshape(b, key.shape[1], -1)  # (b, m·u, v)
-    content_lambda = torch.bmm(key.transpose(1, 2), value)  # (b, k, v)
+    content_lambda = torch.bmm(key.transpose(1, 2), value.flatten(1, 2))  # (b, k, v)
     return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)
 
 
@@ -301,15 +310,17 @@ def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way: Way | None = None) -> Tensor:
     """Position output with E[n, m] = table[:, :, m - n + centre], zero outside the table.
 
-    query (b, n, h, k), value (b, n, v, u), table (k, u, *odd sides) -> (b, n, h, v)
+    query (b, n, h, k), value (b, n, u, v), table (k, u, *odd sides) -> (b, n, h, v)
     """
     table = _middle(table, size).to(query.dtype)
     scope = tuple(table.shape[2:])
-    depths = *query.shape[2:], *value.shape[2:]
+    depths = *query.shape[2:], value.shape[3], value.shape[2]
     way = way or choose_way(size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled())
+    if way.name == "fourier":
+        return _fourier_output(query, value, table, size)
     if way.name in MAP_LAMBDAS:
         order = partial(_map_order, MAP_LAMBDAS[way.name], size)
-        per_image = math.prod(size) * query.shape[3] * value.shape[2]
+        per_image = math.prod(size) * query.shape[3] * value.shape[3]
         return _in_chunks(_recomputed(order), query, value, table, per_image)
     tiling = Tiling(size, tuple(map(min, way.tile, size)), scope)
     return _tiled_output(way.name, tiling, query, value, tiling.expand(table))
@@ -319,10 +330,10 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
 def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size, way: Way | None = None) -> Tensor:
     """Position output with one embedding for every pair of positions.
 
-    query (b, n, h, k), value (b, m, v, u), embedding (n, m, k, u) -> (b, n, h, v)
+    query (b, n, h, k), value (b, m, u, v), embedding (n, m, k, u) -> (b, n, h, v)
     """
     scope = tuple(2 * length - 1 for length in size)
-    depths = *query.shape[2:], *value.shape[2:]
+    depths = *query.shape[2:], value.shape[3], value.shape[2]
     way = way or choose_way(
         size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled(), only_whole=True
     )
@@ -358,6 +369,9 @@ class Tiling(NamedTuple):
 
     def context(self) -> Size:
         return tuple(t + 2 * halo for t, halo in zip(self.tile, self.halo(), strict=True))
+
+    def whole(self) -> bool:
+        return self.tile == self.size
 
     def blocks(self) -> Size:
         return tuple(-(-s // t) for s, t in zip(self.size, self.tile, strict=True))
@@ -405,17 +419,17 @@ class Tiling(NamedTuple):
         return x.flatten(1, axes)
 
     def windows(self, value: Tensor) -> Tensor:
-        """(b, m, v, u) -> (B, c·u, v): the context of every tile."""
+        """(b, m, u, v) -> (B, c·u, v): the context of every tile."""
         axes = len(self.size)
         x = _pad(value.unflatten(1, self.size), self._margins())
         for axis, (c, t) in enumerate(zip(self.context(), self.tile, strict=True), start=1):
             x = x.unfold(axis, c, t)
         blocks, context = range(1, axes + 1), range(axes + 3, 2 * axes + 3)
-        x = x.permute(0, *blocks, *context, axes + 2, axes + 1)
-        return x.reshape(-1, math.prod(self.context()) * value.shape[3], value.shape[2])
+        x = x.permute(0, *blocks, *context, axes + 1, axes + 2)
+        return x.reshape(-1, math.prod(self.context()) * value.shape[2], value.shape[3])
 
     def fold(self, grad: Tensor, u: int) -> Tensor:
-        """The transpose of `windows`: (B, c·u, v) -> (b, m, v, u), summed where windows overlap.
+        """The transpose of `windows`: (B, c·u, v) -> (b, m, u, v), summed where windows overlap.
 
         One addition for each tile length in a context, over all the tiles at once: 3 to 17 times as fast as
         PyTorch's `unfold_backward`.
@@ -435,7 +449,7 @@ class Tiling(NamedTuple):
             x = folded.flatten(1 + 2 * axis, 2 + 2 * axis)
         for axis, (length, (before, _)) in enumerate(zip(self.size, self._margins(), strict=True), start=1):
             x = x.narrow(axis, before, length)
-        return x.flatten(1, axes).unflatten(2, (u, v)).transpose(2, 3)
+        return x.flatten(1, axes).unflatten(2, (u, v))
 
     def _margins(self) -> tuple[tuple[int, int], ...]:
         return tuple(
@@ -452,19 +466,17 @@ def _pad(x: Tensor, margins: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
-    tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[2]
+    tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[3]
     if name == "attention":
         # windows may be 8 times as large as what is to stay in cache: they are read but once
-        return _in_chunks(partial(AttentionOrder.apply, tiling), query, value, expanded, -(-tiles * c * v // 8))
+        order = partial(_order(AttentionOrder, _attention_order), tiling)
+        return _in_chunks(order, query, value, expanded, -(-tiles * c * v // 8))
     order = _recomputed(partial(_lambda_order, tiling))
     return _in_chunks(order, query, value, expanded, tiles * len(expanded) * k * v)
 
 
 class AttentionOrder(torch.autograd.Function):
-    """a = query·E, then a·value: in pieces of a that stay in cache, each computed again for the gradients.
-
-    The backward pass is made of differentiable operations, for double backward.
-    """
+    """a = query·E, then a·value: in pieces of a that stay in cache, each computed again for the gradients."""
 
     @staticmethod
     def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
@@ -472,51 +484,113 @@ class AttentionOrder(torch.autograd.Function):
         ctx.save_for_backward(query, value, expanded)
         queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
         t, h, tiles, _ = queries.shape
-        y = query.new_empty(tiles, t, h, value.shape[2])
-        for tile, blocks in _pieces(queries, windows):
-            attention = _attention(queries[tile, :, blocks], expanded[tile])
-            y[blocks, tile] = torch.bmm(attention, windows[blocks]).reshape(y[blocks, tile].shape)
+        y = query.new_empty(tiles, t, h, value.shape[3])
+        pieces = Pieces(queries, windows)
+        for tile, blocks in pieces:
+            attention = pieces.attention(queries[tile, :, blocks], expanded[tile])
+            y[blocks, tile] = pieces.product(by_tile(attention), windows[blocks]).unflatten(1, (-1, h))
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        tiling, (query, value, expanded) = ctx.tiling, ctx.saved_tensors
+        tiling, saved = ctx.tiling, ctx.saved_tensors
+        if torch.is_grad_enabled():  # double backward
+            return None, *_differentiable_gradients(partial(_attention_order, tiling), saved, grad)
+        query, value, expanded = saved
         queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
         grad = tiling.group(grad).permute(2, 0, 1, 3).contiguous()  # (B, t, h, v)
         grad_queries = torch.empty_like(queries)
-        grad_windows, grad_expanded = torch.zeros_like(windows), torch.zeros_like(expanded)
-        for tile, blocks in _pieces(queries, windows):
+        grad_windows, grad_expanded = torch.empty_like(windows), torch.empty_like(expanded)
+        if tiling.whole():  # MKL adds to tall matrices (c·u, v) at half the speed that it has for their transposes
+            grad_windows, grad_expanded = _transposed_like(windows), _transposed_like(expanded)
+        pieces = Pieces(queries, windows)
+        for tile, blocks in pieces:
             q, e, w = queries[tile, :, blocks], expanded[tile], windows[blocks]
             g = grad[blocks, tile].flatten(1, 2)  # (B, t·h, v)
-            grad_windows[blocks].baddbmm_(_attention(q, e).transpose(1, 2), g)
-            grad_attention = torch.bmm(g, w.transpose(1, 2)).transpose(0, 1)  # (t·h, B, c·u)
-            grad_attention = grad_attention.reshape(len(e), -1, e.shape[1])  # (t, h·B, c·u)
-            grad_queries[tile, :, blocks] = torch.bmm(grad_attention, e).reshape(q.shape)
-            grad_expanded[tile].baddbmm_(grad_attention.transpose(1, 2), q.reshape(len(e), -1, q.shape[3]))
-        return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[3]), grad_expanded
+            attention = pieces.attention(q, e)
+            _accumulate(grad_windows[blocks], tile.start == 0, by_tile(attention).transpose(1, 2), g)
+            by_tile(attention).copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
+            rows = attention.flatten(1, 2)  # (t, h·B, c·u)
+            grad_queries[tile, :, blocks] = pieces.product(rows, e).view(q.shape)
+            _accumulate(grad_expanded[tile], blocks.start == 0, rows.transpose(1, 2), q.flatten(1, 2))
+        return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[2]), grad_expanded
 
 
-def _attention(queries: Tensor, expanded: Tensor) -> Tensor:
-    """(t, h, B, k) x (t, c·u, k) -> (B, t·h, c·u)"""
-    t, h, _, k = queries.shape
-    attention = torch.bmm(queries.reshape(t, -1, k), expanded.transpose(1, 2))  # (t, h·B, c·u)
-    return attention.reshape(t * h, -1, expanded.shape[1]).transpose(0, 1)
+def _transposed_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _pieces(queries: Tensor, windows: Tensor) -> list[tuple[slice, slice]]:
-    """Pairs (positions of the tile, tiles) whose attention (t·h, B, c·u) stays in cache."""
-    t, h, tiles, _ = queries.shape
-    if torch.compiler.is_compiling():
-        return [(slice(None), slice(None))]
-    most = max(1, (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // (h * windows.shape[1]))
-    # as many tiles as positions, if there are: products with few rows run at a third of the speed
-    tiles_each = min(tiles, math.isqrt(most))
-    t_each = min(t, most // tiles_each)
-    return [(tile, some) for tile in _slices(t, t_each) for some in _slices(tiles, most // t_each)]
+def _accumulate(total: Tensor, first: bool, left: Tensor, right: Tensor) -> None:
+    """total += left·right; the first time, whatever total holds is overwritten."""
+    if total.stride(2) != 1:
+        total, left, right = total.transpose(1, 2), right.transpose(1, 2), left.transpose(1, 2)
+    torch.baddbmm(total, left, right, beta=0 if first else 1, out=total)
+
+
+def by_tile(attention: Tensor) -> Tensor:
+    """A view of (t, h, B, c·u) as (B, t·h, c·u)."""
+    return attention.flatten(0, 1).transpose(0, 1)
+
+
+class Pieces:
+    """Pairs (positions of the tile, tiles) whose attention (t, h, B, c·u) stays in cache, and that cache."""
+
+    def __init__(self, queries: Tensor, windows: Tensor) -> None:
+        t, h, tiles, _ = queries.shape
+        width = h * windows.shape[1]
+        most = max(1, (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // width)
+        # as many tiles as positions, if there are: products with few rows run at a third of the speed
+        tiles_each = min(tiles, math.isqrt(most))
+        t_each = min(t, most // tiles_each)
+        tiles_each = min(tiles, most // t_each)
+        self.pieces = [(tile, some) for tile in _slices(t, t_each) for some in _slices(tiles, tiles_each)]
+        width = max(width, h * windows.shape[2], h * queries.shape[3])
+        self.buffers = queries.new_empty(2, t_each * tiles_each * width)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        return iter(self.pieces)
+
+    def attention(self, queries: Tensor, expanded: Tensor) -> Tensor:
+        """(t, h, B, k) x (t, c·u, k) -> (t, h, B, c·u), which the next call overwrites."""
+        t, h, tiles, _ = queries.shape
+        attention = self._product(self.buffers[0], queries.flatten(1, 2), expanded.transpose(1, 2))
+        return attention.view(t, h, tiles, -1)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """left·right, which the next call overwrites."""
+        return self._product(self.buffers[1], left, right)
+
+    @staticmethod
+    def _product(buffer: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        # contiguous: into strided memory, PyTorch makes the products of a batch one by one
+        shape = left.shape[0], left.shape[1], right.shape[2]
+        return torch.bmm(left, right, out=buffer[: math.prod(shape)].view(shape))
 
 
 def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def _attention_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
+    """`AttentionOrder` in one piece, of differentiable operations."""
+    queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
+    t, h, _, _ = queries.shape
+    attention = torch.bmm(queries.flatten(1, 2), expanded.transpose(1, 2))  # (t, h·B, c·u)
+    attention = attention.reshape(t * h, -1, expanded.shape[1]).transpose(0, 1)
+    y = torch.bmm(attention, windows)  # (B, t·h, v)
+    return tiling.ungroup(y.unflatten(1, (t, h)).permute(1, 2, 0, 3))
+
+
+def _order(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
+    """The order of work that goes piece by piece, or, for the compiler, the same in one piece."""
+    if not torch.compiler.is_compiling():
+        return fast.apply
+    return lambda constant, *tensors: _recomputed(partial(plain, constant))(*tensors)
+
+
+def _differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of `function` that can themselves be differentiated."""
+    return torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
 
 
 def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
@@ -534,8 +608,10 @@ def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor
 
 def _map_order(map_lambda: Callable, size: Size, query: Tensor, value: Tensor, table: Tensor) -> Tensor:
     b, n, h, k = query.shape
-    position_lambda = map_lambda(value.permute(0, 2, 3, 1).unflatten(3, size), table)  # (b, v, k, *size)
-    position_lambda = position_lambda.flatten(3).permute(0, 3, 2, 1).reshape(b * n, k, -1)
+    position_lambda = map_lambda(value.permute(0, 3, 2, 1).unflatten(3, size), table)  # (b, v, k, *size)
+    # a copy even of one image, which reshape would view: products of other strides are done one by one
+    position_lambda = position_lambda.flatten(3).permute(0, 3, 2, 1).clone(memory_format=torch.contiguous_format)
+    position_lambda = position_lambda.view(b * n, k, -1)
     return torch.bmm(query.reshape(b * n, h, k), position_lambda).reshape(b, n, h, -1)
 
 
@@ -567,7 +643,8 @@ def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
 def _frequencies(x: Tensor, padded: list[int]) -> Tensor:
     x = torch.fft.rfft(x, padded[-1])
     for axis in range(-len(padded), -1):
-        x = torch.fft.fft(x, padded[axis], dim=axis)
+        margin = [0, 0] * (-1 - axis) + [0, padded[axis] - x.shape[axis]]
+        x = torch.fft.fft(F.pad(x, margin), dim=axis)  # padding by fft itself takes 4 times as long
     return x
 
 
@@ -582,6 +659,178 @@ def _fft_length(length: int) -> int:
         while rest % prime == 0:
             rest //= prime
     return length if rest == 1 else _fft_length(length + 4)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Fourier order: frequencies along the last axis, dense products along the others
+
+
+class FourierOrder(torch.autograd.Function):
+    """λ_p in frequencies along the last axis, back to its w positions, applied to the queries: a few images at a time.
+
+    query (b, w·rows, h, k); embedding (f, 2·rows·k, 2·u·rows) and values (f, 2·u·rows, b·v) in frequencies, real and
+    imaginary parts one after the other; inverse (w, 2·f) -> (b, w·rows, h, v)
+    """
+
+    @staticmethod
+    def forward(ctx, inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, query, values, embedding)
+        b, n, h, _ = query.shape
+        y = query.new_empty(b, n, h, values.shape[2] // b)
+        lambdas = FourierLambdas(inverse, query, values, embedding)
+        for images, columns in lambdas.chunks:
+            position_lambda = lambdas.from_values(columns)
+            for i in images:
+                torch.bmm(query[i], position_lambda[:, :, i - images.start], out=y[i])
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        inverse, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # double backward
+            return None, *_differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
+        query, values, embedding = saved
+        grad = grad.contiguous()
+        grad_query, grad_values = torch.empty_like(query), torch.empty_like(values)
+        grad_embedding = torch.empty_like(embedding)
+        lambdas = FourierLambdas(inverse, query, values, embedding)
+        for images, columns in lambdas.chunks:
+            position_lambda = lambdas.from_values(columns)
+            for i in images:
+                torch.bmm(grad[i], position_lambda[:, :, i - images.start].transpose(1, 2), out=grad_query[i])
+            for i in images:  # from here on it is its gradient
+                lambdas.put_gradient(position_lambda[:, :, i - images.start], query[i].transpose(1, 2), grad[i])
+            spectrum = lambdas.spectrum_gradient()  # (f, 2·rows·k, images·v)
+            grad_values[:, :, columns] = torch.bmm(embedding.transpose(1, 2), spectrum)
+            _accumulate(grad_embedding, images.start == 0, spectrum, values[:, :, columns].transpose(1, 2))
+        return None, grad_query, grad_values, grad_embedding
+
+
+class FourierLambdas:
+    """Position lambdas of a few images at a time, in memory that the next ones overwrite."""
+
+    def __init__(self, inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor) -> None:
+        b, self.n, _, self.k = query.shape
+        self.v = values.shape[2] // b
+        self.inverse, self.values, self.embedding = inverse, values, embedding
+        most = CACHED if query.device.type == "cpu" else DEVICE_CHUNK
+        each = min(b, max(1, most // (self.n * self.k * self.v)))
+        images = [range(start, min(start + each, b)) for start in range(0, b, each)]
+        self.chunks = [(some, slice(some.start * self.v, some.stop * self.v)) for some in images]
+        self.spectrum = query.new_empty(len(embedding) * embedding.shape[1] * each * self.v)
+        self.positions = query.new_empty(self.n * self.k * each * self.v)
+
+    def from_values(self, columns: slice) -> Tensor:
+        """(w·rows, k, images, v)"""
+        values = self.values[:, :, columns]
+        self.spectrum = self.spectrum[: len(values) * self.embedding.shape[1] * values.shape[2]]
+        self.positions = self.positions[: self.n * self.k * values.shape[2]]
+        spectrum = self.spectrum.view(len(values), -1, values.shape[2])
+        torch.bmm(self.embedding, values, out=spectrum)
+        torch.mm(self.inverse, self.spectrum.view(self.inverse.shape[1], -1), out=self._by_width())
+        return self.positions.view(self.n, self.k, -1, self.v)
+
+    def put_gradient(self, place: Tensor, query: Tensor, grad: Tensor) -> None:
+        if place.is_contiguous():
+            torch.bmm(query, grad, out=place)
+        else:  # into strided memory, PyTorch makes the products of a batch one by one
+            place.copy_(torch.bmm(query, grad))
+
+    def spectrum_gradient(self) -> Tensor:
+        """From the gradient of the position lambdas, which stands in their place: (f, 2·rows·k, images·v)"""
+        torch.mm(self.inverse.t(), self._by_width(), out=self.spectrum.view(self.inverse.shape[1], -1))
+        return self.spectrum.view(len(self.values), self.embedding.shape[1], -1)
+
+    def _by_width(self) -> Tensor:
+        return self.positions.view(len(self.inverse), -1)
+
+
+def _fourier_order(inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor) -> Tensor:
+    """`FourierOrder` in one piece, of differentiable operations."""
+    b, n, _, k = query.shape
+    spectrum = torch.bmm(embedding, values)  # (f, 2·rows·k, b·v)
+    position_lambda = torch.mm(inverse, spectrum.reshape(inverse.shape[1], -1)).view(n, k, b, -1)
+    return torch.matmul(query, position_lambda.permute(2, 0, 1, 3))
+
+
+def _fourier_output(query: Tensor, value: Tensor, table: Tensor, size: Size) -> Tensor:
+    """`relative_output` in float32 at the least: sums over a row overflow in half precision."""
+    wanted, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, value, table = query.to(dtype), value.to(dtype), table.to(dtype)
+    b, _, u, v = value.shape
+    width = size[-1]
+    length = _fourier_length(width, table.shape[-1])
+    matrix = _fourier(length, torch.arange(width), table)  # (2·f, width)
+    values = torch.matmul(matrix, value.reshape(b, -1, width, u * v).flip(1))  # (b, rows, 2·f, u·v)
+    values = values.reshape(*values.shape[:2], -1, 2, u, v).permute(2, 3, 4, 1, 0, 5)  # (f, 2, u, rows, b, v)
+    values = values.reshape(len(values), -1, b * v)
+    embedding = _fourier_embedding(table, size[:-1], length)
+    # every frequency but 0 stands for its negative, too: the length is odd
+    weight = torch.full((len(values), 2, 1), 2 / length, dtype=torch.float64)
+    weight[0] /= 2
+    inverse = (matrix * weight.flatten(0, 1).to(matrix)).t()
+    query = query.unflatten(1, (-1, width)).transpose(1, 2).flatten(1, 2)  # (b, width·rows, h, k)
+    y = _order(FourierOrder, _fourier_order)(inverse, query, values, embedding)
+    return y.unflatten(1, (width, -1)).transpose(1, 2).flatten(1, 2).to(wanted)
+
+
+def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
+    """(k, u, *scope) -> (f, 2·rows·k, 2·u·rows): lambdas' real and imaginary parts, from those of values."""
+    for axis, side in enumerate(rows, start=2):
+        table = F.pad(table.movedim(axis, -1), (side - 1 - table.shape[axis] // 2,) * 2).movedim(-1, axis)
+    r = table.shape[-1]
+    # turned round, as E[n, m] goes by m - n, and the kernel of a convolution by n - m
+    spectrum = table.flatten(2, -2) if rows else table.unsqueeze(2)
+    spectrum = spectrum @ _fourier(length, r // 2 - torch.arange(r), table).t()  # (k, u, offsets, 2·f)
+    real, imaginary = spectrum.movedim(-1, 0).unflatten(0, (-1, 2)).unbind(1)  # (f, k, u, offsets)
+    parts = torch.stack([real, -imaginary, imaginary, real], dim=1).flip(-1)
+    parts = parts.unflatten(-1, table.shape[2:-1] or (1,)).unflatten(1, (2, 2))  # (f, 2, 2, k, u, *offsets)
+    return Hankel.apply(parts)
+
+
+class Hankel(torch.autograd.Function):
+    """(f, 2, 2, k, u, *offsets) -> (f, 2·rows·k, 2·u·rows), the entry of rows i and j being that of offset i + j.
+
+    `unfold` makes the same, but its gradient takes 3 to 17 times as long as these additions.
+    """
+
+    @staticmethod
+    def forward(ctx, parts: Tensor) -> Tensor:
+        f, _, _, k, u, *offsets = parts.shape
+        rows = [count // 2 + 1 for count in offsets]
+        for axis, side in enumerate(rows, start=5):
+            parts = parts.unfold(axis, side, 1)  # the last axis is j
+        axes = range(5, 5 + len(rows))
+        parts = parts.permute(0, 1, *axes, 3, 2, 4, *(axis + len(rows) for axis in axes))
+        ctx.shape = parts.shape  # (f, 2, *rows, k, 2, u, *rows)
+        return parts.reshape(f, 2 * math.prod(rows) * k, 2 * u * math.prod(rows))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        axes = (len(ctx.shape) - 5) // 2
+        k, values, u = range(2 + axes, 5 + axes)
+        grad = grad.reshape(ctx.shape).permute(0, 1, values, k, u, *range(2, 2 + axes), *range(u + 1, u + 1 + axes))
+        for axis in reversed(range(axes)):
+            i, j = 5 + axis, 5 + 2 * axis  # of grad, and of one row of it
+            side = grad.shape[i]
+            row = grad.select(i, 0)
+            folded = grad.new_zeros(*row.shape[:j], 2 * side - 1, *row.shape[j + 1 :])
+            for start in range(side):
+                folded.narrow(j, start, side).add_(grad.select(i, start))
+            grad = folded
+        return grad
+
+
+def _fourier(length: int, positions: Tensor, like: Tensor) -> Tensor:
+    """(2·f, positions): cosines and sines of every frequency that a real signal of that length has."""
+    turns = torch.arange(length // 2 + 1).unsqueeze(1) * positions % length
+    angles = turns.double() * (2 * math.pi / length)
+    return torch.stack([angles.cos(), -angles.sin()], dim=1).flatten(0, 1).to(like)
+
+
+def _fourier_length(width: int, r: int) -> int:
+    """Odd, and so long that what is wrapped round stays outside the map."""
+    return (width + r // 2) | 1
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -622,23 +871,25 @@ class Costs(NamedTuple):
     attention: float  # one entry of the attention (t, h, B, c·u): written and read in each pass
     position_lambda: float  # one entry of λ_p (b, n, k, v)
     window: float  # one entry of the windows (B, c·u, v)
-    embedding: float  # one entry of the expanded embedding (t, c·u, k)
+    embedding: float  # one entry of the expanded embedding, (t, c·u, k) or (f, 2·rows·k, 2·u·rows)
     tile: float
     transform: float  # one entry of (v, k, *f), padding included
     frequency_product: float  # likewise, for each of u
     convolution_product: float
+    fourier_product: float  # one multiplication and addition of the forward pass in frequencies
+    fourier_lambda: float  # one entry of λ_p (b, n, k, v)
 
 
 # cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (device, whether a backward pass follows)
-    ("cpu", True): Costs(0.10, 1.1, 10, 2.0, 5.5, 1000, 11, 5, 0.77),
-    ("cpu", False): Costs(0.033, 0.50, 3.3, 0.67, 1.8, 1000, 3.7, 1.7, 0.26),
-    ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3),
-    ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4),
+    ("cpu", True): Costs(0.055, 1.25, 6.3, 2.1, 1.8, 500, 2.3, 4.0, 0.77, 0.066, 2.6),
+    ("cpu", False): Costs(0.0125, 0.38, 0.9, 0.44, 0.4, 150, 1.1, 0.7, 0.02, 0.018, 0.67),
+    ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3, 2e-4, 0.02),
+    ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4, 5e-5, 0.006),
 }
 NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
-MOST_EXPANDED = 2**23  # floats of the expanded embedding: 32 MiB, and as much again for its gradient
+MOST_EXPANDED = 2**24  # floats of the expanded embedding: 64 MiB, and as much again for its gradient
 
 
 @torch.compiler.assume_constant_result
@@ -665,13 +916,17 @@ def _cheapest(
     tiles = [size] if only_whole else list(product(*({min(s, t) for t in (1, 2, 4, 8, s)} for s in size)))
     ways = [Way(name, tile) for name in ("attention", "lambda") for tile in sorted(tiles)]
     if not only_whole:
-        ways = [way for way in ways if _expanded(way, size, scope) * k * u <= MOST_EXPANDED]
+        ways = [way for way in [*ways, Way("fourier")] if _expanded(way, size, scope, k, u) <= MOST_EXPANDED]
         ways += [Way("convolution"), Way("fft")]
     return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, device=device, backward=backward))
 
 
-def _expanded(way: Way, size: Size, scope: Size) -> int:
-    return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context())
+def _expanded(way: Way, size: Size, scope: Size, k: int, u: int) -> int:
+    """Entries of the expanded embedding."""
+    if way.name == "fourier":
+        frequencies = _fourier_length(size[-1], scope[-1]) // 2 + 1
+        return frequencies * 4 * math.prod(size[:-1]) ** 2 * k * u
+    return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context()) * k * u
 
 
 def cost(
@@ -694,6 +949,12 @@ def cost(
     if way.name == "fft":
         count = math.prod(_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True))
         return count * k * v * (costs.transform + costs.frequency_product * u) + position_lambda
+    expanded = _expanded(way, size, scope, k, u)
+    expanding = costs.embedding * expanded / NOMINAL_BATCH
+    if way.name == "fourier":
+        frequencies = _fourier_length(size[-1], scope[-1]) // 2 + 1
+        products = expanded * v + 2 * frequencies * math.prod(size) * k * v
+        return costs.fourier_product * products + costs.fourier_lambda * math.prod(size) * k * v + expanding
     tiling = Tiling(size, way.tile, scope)
     t, c, tiles = math.prod(way.tile), math.prod(tiling.context()) * u, math.prod(tiling.blocks())
     if way.name == "attention":
@@ -701,4 +962,4 @@ def cost(
     else:
         ordered = t * k * v * (costs.product * c + costs.position_lambda)
     cut = costs.window * c * v + costs.tile if tiles > 1 else 0  # one tile needs no copy
-    return tiles * (ordered + cut) + costs.embedding * t * c * k / NOMINAL_BATCH
+    return tiles * (ordered + cut) + expanding
