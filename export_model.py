@@ -13,9 +13,11 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from errors import InputError, Parser, one_line_errors
+from lambda_layer import LambdaLayer, Way, choose_way
 from run_folder import shown
 from trained_network import Classifier, TrainedNetwork, load_network
 
@@ -44,7 +46,27 @@ def export(network: TrainedNetwork) -> ExportedProgram:
     """The network as a graph, for batches of any size."""
     images = torch.rand(EXAMPLES, 3, network.args.image_size, network.args.image_size)
     with torch.no_grad():
+        avoid_fft(network.model, images)
         return torch.export.export(Classifier(network).eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+
+
+def avoid_fft(model: nn.Module, images: Tensor) -> None:
+    """Let the layers whose cheapest way is an FFT take the convolution: PyTorch cannot write the FFT in ONNX."""
+
+    def choose(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        if not isinstance(layer, LambdaLayer) or layer.embedding is None or layer.position != "relative":
+            return
+        size = tuple(inputs[0].shape[2:])
+        sides = zip(layer.embedding.shape[2:], size, strict=True)
+        scope = tuple(min(side, 2 * length - 1) for side, length in sides)  # of the table's middle
+        depths = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
+        if choose_way(size, scope, *depths, backward=False).name == "fft":
+            layer._way = Way("convolution")
+
+    hooks = [layer.register_forward_pre_hook(choose) for layer in model.modules() if isinstance(layer, LambdaLayer)]
+    model(images[:1])
+    for hook in hooks:
+        hook.remove()
 
 
 def save_pt2(program: ExportedProgram, classes: tuple[str, ...], path: Path) -> None:

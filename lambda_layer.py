@@ -119,7 +119,7 @@ class LambdaLayer(nn.Module):
         self.key_depth, self.value_depth = key_depth, dim_out // heads
         self.heads, self.intra_depth = heads, intra_depth
         self.scope, self.position, self.content = scope, position, content
-        self._way: Way | None = None  # forces a way of computing, for tests and benchmarks
+        self._way: Way | None = None  # forces a way of computing, for tests, benchmarks and export
 
         h, k, v, u = heads, key_depth, self.value_depth, intra_depth
         self.to_queries = nn.Linear(dim, h * k, bias=False)
@@ -469,7 +469,7 @@ def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expan
     tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[3]
     if name == "attention":
         # windows may be 8 times as large as what is to stay in cache: they are read but once
-        order = partial(_order(AttentionOrder, _attention_order), tiling)
+        order: Callable = partial(_order(AttentionOrder, _attention_order), tiling)
         return _in_chunks(order, query, value, expanded, -(-tiles * c * v // 8))
     order = _recomputed(partial(_lambda_order, tiling))
     return _in_chunks(order, query, value, expanded, tiles * len(expanded) * k * v)
@@ -492,7 +492,7 @@ class AttentionOrder(torch.autograd.Function):
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         tiling, saved = ctx.tiling, ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_attention_order, tiling), saved, grad)
@@ -685,7 +685,7 @@ class FourierOrder(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_fourier_order, inverse), saved, grad)

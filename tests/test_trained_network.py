@@ -18,7 +18,7 @@ import draw_embeddings
 import export_model
 import predict
 from errors import InputError
-from lambda_layer import LambdaLayer
+from lambda_layer import LambdaLayer, Way, choose_way
 from main_general import RunResult, main
 from predict import read_image
 from resnet import DEPTHS
@@ -226,3 +226,13 @@ def test_a_network_without_embeddings_has_nothing_to_draw(
     with pytest.raises(InputError, match="has no position embeddings to draw"):
         draw_embeddings.main(["--checkpoint", "x", "--out", str(tmp_path / "pictures")])
     assert not (tmp_path / "pictures").exists()
+
+
+def test_an_export_has_no_fft() -> None:
+    wide, narrow = LambdaLayer(64, scope=23).eval(), LambdaLayer(64, scope=23).eval()
+    assert choose_way((64, 64), (23, 23), 4, 16, 16, 1, backward=False).name == "fft"
+    x = torch.randn(1, 64, 64, 64)
+    with torch.no_grad():
+        export_model.avoid_fft(wide, x)
+        export_model.avoid_fft(narrow, x[..., :8, :8])
+    assert (wide._way, narrow._way) == (Way("convolution"), None)
