@@ -207,7 +207,7 @@ class LambdaLayer(nn.Module):
         value = value.transpose(2, 3).contiguous()
         outputs = []  # each (b, n, h, v)
         if key is not None:
-            outputs.append(content_output(query, key.view(b, n, self.key_depth, self.intra_depth), value))
+            outputs.append(self._content(query, key.view(b, n, self.key_depth, self.intra_depth), value))
         if self.embedding is not None:
             position_output = relative_output if self.position == "relative" else absolute_output
             outputs.append(position_output(query, value, self.embedding, size, self._way))
@@ -221,6 +221,9 @@ class LambdaLayer(nn.Module):
         parts = projected.split([linear.out_features for linear in linears], dim=2)
         # contiguous: batch norm takes twice as long over a slice
         return parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous() if self.content else None
+
+    def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return content_output(query, key, value)
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:
