@@ -1,7 +1,5 @@
 """A trained network for use: from any checkpoint, with its classes and what its images have to go through."""
 
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +15,6 @@ from errors import InputError
 from model_preparation import build_model
 from run_folder import checkpoint_files
 from user_input import UserInput, from_saved
-
-# what a file that is no checkpoint, or another project's, happens to raise
-UNUSABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,7 @@ def _load(path: Path) -> TrainedNetwork:
         return _rebuild(saved, path)
     except InputError as error:
         raise InputError(f"checkpoint: {str(error).removeprefix('resume: ')}") from error
-    except UNUSABLE as error:
+    except Exception as error:  # a damaged file, or another project's, fails in whichever way its bytes happen to
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"checkpoint: {path} is damaged, or no checkpoint of this version of the project "
