@@ -110,7 +110,8 @@ def _modules(axis: str, value: int, device: torch.device) -> tuple[dict[str, nn.
     """(name: module; its input; name: why it is left out)"""
     if axis == "depth":
         modules = {name: quicken(build(value)) for name, build in NETWORKS.items()}
-        x, left_out = torch.randn(NETWORK_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), {}
+        x = torch.randn(NETWORK_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
+        left_out: dict[str, str] = {}
     else:
         side, batch = (value, BATCH) if axis == "side" else (SIDE, value)
         attention = batch * HEADS * side**4

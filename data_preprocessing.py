@@ -82,7 +82,8 @@ def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tens
 class Loader(Protocol):
     """What training and test ask of their data: `images` images in `len(loader)` batches, of all processes together."""
 
-    images: int
+    @property
+    def images(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -226,6 +227,7 @@ def _digits(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
         partial(_digit, (digits.images * (255 / 16)).round().astype(np.uint8)), digits.target.astype(np.int64)
     )
     train, test = _split(everything, 0.2)
+    assert test is not None
     return train, test, [str(name) for name in digits.target_names]
 
 
@@ -298,6 +300,12 @@ def _fits_in_memory(args: UserInput, images: int) -> bool:
     return args.image_size <= SMALL_IMAGE and size <= args.memory_gib * 2**30
 
 
+def centre_view(args: UserInput, images: int) -> Callable[[Image.Image], Image.Image]:
+    """What makes an image s × s pixels in the test of a run with that many images of all kinds."""
+    side = args.image_size
+    return _fitting(side) if _fits_in_memory(args, images) else _fitting(side, round(side * RESIZE_RATIO))
+
+
 def _flips(args: UserInput) -> bool:
     return args.dataset != "digits"  # a mirrored digit is no digit
 
@@ -318,7 +326,7 @@ def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
 
 def _decode(image_set: ImageSet, side: int) -> Tensor:
     """All the images as (n, side, side, 3) uint8; those of another size are resized and their centre taken."""
-    fit = v2.Compose([v2.Resize(side), v2.CenterCrop(side)])
+    fit = _fitting(side)
 
     def read(i: int) -> np.ndarray:
         image = image_set.read(i)
@@ -331,6 +339,11 @@ def _decode(image_set: ImageSet, side: int) -> Tensor:
         for i, row in enumerate(tqdm(rows, "reading images", count, leave=False, disable=hide_bar(), unit="img")):
             images[i] = row
     return torch.from_numpy(images)
+
+
+def _fitting(side: int, before_the_crop: int | None = None) -> Callable[[Image.Image], Image.Image]:
+    """Resize the shorter side (to `side`, if nothing else is said) and take the centre."""
+    return v2.Compose([v2.Resize(before_the_crop or side), v2.CenterCrop(side)])
 
 
 def measure_normalisation(images: Tensor) -> Normalisation:
@@ -429,7 +442,7 @@ def mix(*numbers: int) -> int:
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
     normalisation, side = Normalisation(*IMAGENET_STATISTICS), args.image_size
     augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(0.5 if _flips(args) else 0.0)])
-    centre = v2.Compose([v2.Resize(round(side * RESIZE_RATIO)), v2.CenterCrop(side)])
+    centre = _fitting(side, round(side * RESIZE_RATIO))
     train = StreamLoader(
         image_set=parts[0],
         transform=augment,

@@ -10,7 +10,7 @@ import copy
 import ctypes
 import math
 import sys
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,8 @@ def folded(model: nn.Module) -> nn.Module:
     The logits are those of the model in evaluation mode, up to rounding; the copy has other keys and is not trained.
     """
     model = copy.deepcopy(model).eval()
+    assert isinstance(model.conv1, nn.Conv2d)
+    assert isinstance(model.bn1, nn.BatchNorm2d)
     model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
     for block in model.modules():
         if not isinstance(block, Bottleneck):
@@ -112,7 +114,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
-def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:
     """A 3×3 convolution with padding 1 of a map of at most 2×2, as one product with a matrix (n out · o, n · c).
 
     No weight of it is spent on the padding: four of nine taps remain on a 2×2 map, one on a 1×1 map.
@@ -181,7 +183,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler chooses among the libraries itself
     )
@@ -207,7 +209,7 @@ class Product(torch.autograd.Function):
         return to_x, to_weight, to_bias
 
 
-def _find_onednn_linear() -> Callable[..., Tensor] | None:
+def _find_onednn_linear() -> Any:
     """The operator that PyTorch's compiler calls for a linear layer on the CPU; None where this build has none."""
     if not torch.backends.mkldnn.is_available():
         return None

@@ -119,7 +119,7 @@ class LambdaLayer(nn.Module):
         self.key_depth, self.value_depth = key_depth, dim_out // heads
         self.heads, self.intra_depth = heads, intra_depth
         self.scope, self.position, self.content = scope, position, content
-        self._way: Way | None = None  # forces a way of computing, for tests and benchmarks
+        self._way: Way | None = None  # forces a way of computing, for tests, benchmarks and export
 
         h, k, v, u = heads, key_depth, self.value_depth, intra_depth
         self.to_queries = nn.Linear(dim, h * k, bias=False)
@@ -197,52 +197,33 @@ class LambdaLayer(nn.Module):
             nn.init.normal_(self.embedding)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != self.axes + 2 or x.shape[1] != self.dim:
-            raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {self.dim}, {self.axes} length(s))")
-        b, _, *size = x.shape
-        n = math.prod(size)
-        h, k, v, u = self.heads, self.key_depth, self.value_depth, self.intra_depth
+        size = _checked_size(x, self.dim, self.axes, self.position, None if self.scope else self.input_size)
         x = x.flatten(2).transpose(1, 2)  # (b, n, d), a view of a channels-last input
+        b, n = x.shape[0], x.shape[1]
         query, value, key = self._project(x)
-        query = self.norm_queries(query.flatten(0, 1)).view(b, n, h, k)
+        query = self.norm_queries(query.flatten(0, 1)).view(b, n, self.heads, self.key_depth)
         # the output channels of to_values are (v, u); v last, because whole rows of v are copied into windows
-        value = self.norm_values(value.flatten(0, 1)).view(b, n, v, u).transpose(2, 3).contiguous()
+        value = self.norm_values(value.flatten(0, 1)).view(b, n, self.value_depth, self.intra_depth)
+        value = value.transpose(2, 3).contiguous()
         outputs = []  # each (b, n, h, v)
         if key is not None:
-            outputs.append(self._content(query, key.view(b, n, k, u), value))
-        if self.position == "relative":
-            outputs.append(self._relative(query, value, tuple(size)))
-        elif self.position == "absolute":
-            outputs.append(self._absolute(query, value, tuple(size)))
+            outputs.append(self._content(query, key.view(b, n, self.key_depth, self.intra_depth), value))
+        if self.embedding is not None:
+            position_output = relative_output if self.position == "relative" else absolute_output
+            outputs.append(position_output(query, value, self.embedding, size, self._way))
         y = outputs[0] if len(outputs) == 1 else outputs[0].add_(outputs[1])
-        return y.reshape(b, *size, self.dim_out).movedim(-1, 1)
+        return y.flatten(2).unflatten(1, size).movedim(-1, 1)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(b, n, d) -> queries, values and keys by one product: 6 to 27 % less time than by three."""
         linears = [linear for linear in (self.to_queries, self.to_values, self.to_keys) if linear is not None]
         projected = F.linear(x, torch.cat([linear.weight for linear in linears]))
+        parts = projected.split([linear.out_features for linear in linears], dim=2)
         # contiguous: batch norm takes twice as long over a slice
-        parts = [part.contiguous() for part in projected.split([linear.out_features for linear in linears], dim=2)]
-        return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+        return parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous() if self.content else None
 
     def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return content_output(query, key, value)
-
-    def _relative(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
-        if self.scope is None and any(s > limit for s, limit in zip(size, self.input_size, strict=True)):
-            raise ValueError(
-                f"input has size {size}; this layer's position embedding covers {self.input_size} at most: "
-                f"call resize_embedding({size}) first"
-            )
-        return relative_output(query, value, self.embedding, size, self._way)
-
-    def _absolute(self, query: Tensor, value: Tensor, size: Size) -> Tensor:
-        if size != self.input_size:
-            raise ValueError(
-                f"input has size {size}; this layer's absolute position embedding needs {self.input_size}: "
-                f"call resize_embedding({size}) first"
-            )
-        return absolute_output(query, value, self.embedding, size, self._way)
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:
@@ -296,9 +277,27 @@ def _interpolate(table: Tensor, size: Size) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Content and position outputs
+# Content and position outputs. `fx.wrap`: a trace, such as torchvision's create_feature_extractor makes, has each
+# function so marked as one step, since what they do depends on the input's size.
 
 
+@torch.fx.wrap
+def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | None) -> Size:
+    """The lengths of the spatial axes of an input that has `dim` channels and fits a global embedding's `limits`."""
+    if x.dim() != axes + 2 or x.shape[1] != dim:
+        raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {dim}, {axes} length(s))")
+    size = tuple(x.shape[2:])
+    if limits is None or position == "none" or size == limits:
+        return size
+    covers = f"position embedding covers {limits} at most"
+    if position == "absolute":
+        covers = f"absolute position embedding needs {limits}"
+    elif all(length <= limit for length, limit in zip(size, limits, strict=True)):
+        return size
+    raise ValueError(f"input has size {size}; this layer's {covers}: call resize_embedding({size}) first")
+
+
+@torch.fx.wrap
 def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries.
 
@@ -310,6 +309,7 @@ def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)
 
 
+@torch.fx.wrap
 def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way: Way | None = None) -> Tensor:
     """Position output with E[n, m] = table[:, :, m - n + centre], zero outside the table.
 
@@ -330,6 +330,7 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
     return _tiled_output(way.name, tiling, query, value, tiling.expand(table))
 
 
+@torch.fx.wrap
 def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size, way: Way | None = None) -> Tensor:
     """Position output with one embedding for every pair of positions.
 
@@ -472,7 +473,7 @@ def _tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expan
     tiles, (_, c, k), v = math.prod(tiling.blocks()), expanded.shape, value.shape[3]
     if name == "attention":
         # windows may be 8 times as large as what is to stay in cache: they are read but once
-        order = partial(_order(AttentionOrder, _attention_order), tiling)
+        order: Callable = partial(_order(AttentionOrder, _attention_order), tiling)
         return _in_chunks(order, query, value, expanded, -(-tiles * c * v // 8))
     order = _recomputed(partial(_lambda_order, tiling))
     return _in_chunks(order, query, value, expanded, tiles * len(expanded) * k * v)
@@ -495,7 +496,7 @@ class AttentionOrder(torch.autograd.Function):
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         tiling, saved = ctx.tiling, ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_attention_order, tiling), saved, grad)
@@ -688,7 +689,7 @@ class FourierOrder(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_fourier_order, inverse), saved, grad)

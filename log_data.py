@@ -1,6 +1,7 @@
 """What a run tells: console, text log, metrics.jsonl, TensorBoard, and config.json at its start."""
 
 import dataclasses
+import io
 import json
 import platform
 import subprocess
@@ -13,18 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from PIL import Image
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from checkpoints import RunState, write_atomically
+from confusion import as_csv, as_figure
 from data_preprocessing import Data
 from distributed import launch, size
+from draw_embeddings import stage_pictures
 from model_preparation import Training, describe_device
 from run_folder import CONFIG, LOG, METRICS, next_number, writing
 from user_input import FREE_ON_RESUME, PROJECT, UserInput
 
+CONFUSION = Path("confusion")
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
 # The tag in TensorBoard of every key of a metrics.jsonl row; the part before the slash names the chart.
 TAGS = {
@@ -40,6 +46,9 @@ TAGS = {
     "test_seconds": "training/test seconds",
     "peak_memory_gib": "training/peak memory GiB",
 }
+# TensorBoard's HParams table shows the first five columns of the alphabet until one chooses others. These are in it for
+# every run, the other settings where they are not at their defaults.
+COLUMNS = ("dataset", "depth", "epochs", "initial_lr", "model")
 HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
 
 
@@ -147,6 +156,25 @@ class RunLog:
             f"  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}  {total_seconds:7.1f}"
         )
 
+    def embeddings(self, model: nn.Module, epochs_done: int) -> None:
+        """Draw the learnt position embeddings of each stage; about 10 ms a layer."""
+        with writing(self.folder):
+            for stage, picture in stage_pictures(model):
+                self.tensorboard.add_image(f"position embeddings/{stage}", picture, epochs_done, dataformats="HWC")
+
+    def confusion(self, counts: Tensor | None, epochs_done: int) -> None:
+        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), None where stopped."""
+        if counts is None:
+            return
+        classes, picture = self.config["data"]["classes"], io.BytesIO()
+        figure = as_figure(counts, classes)
+        figure.savefig(picture, format="png", dpi=100)
+        pixels = np.asarray(Image.open(picture).convert("RGB"))
+        with writing(self.folder):
+            write_atomically(self.folder / CONFUSION.with_suffix(".csv"), as_csv(counts, classes))
+            write_atomically(self.folder / CONFUSION.with_suffix(".png"), picture.getvalue())
+            self.tensorboard.add_image("confusion matrix of the test", pixels, epochs_done, dataformats="HWC")
+
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
         with writing(self.folder):
@@ -174,11 +202,12 @@ class RunLog:
             board.file_writer.add_summary(summary)
 
     def _hparams(self) -> tuple[Any, Any, Any]:
-        """Columns, start and end of the run's row: settings, and the last values of the scalars."""
+        """Columns, start and end of the run's row: settings that say something, and the last values of the scalars."""
+        usual = {field.name: field.default for field in dataclasses.fields(UserInput)}
         settings = {
             name: "none" if value is None else value
             for name, value in self.config["settings"].items()
-            if name not in FREE_ON_RESUME
+            if name in COLUMNS or (name not in FREE_ON_RESUME and value != usual[name])
         }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
         return hparams(settings, {TAGS[name]: 0.0 for name in figures})
@@ -200,6 +229,12 @@ class NoLog:
         pass
 
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
+        pass
+
+    def embeddings(self, model: nn.Module, epochs_done: int) -> None:
+        pass
+
+    def confusion(self, counts: Tensor | None, epochs_done: int) -> None:
         pass
 
     def end(self) -> None:

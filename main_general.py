@@ -37,7 +37,7 @@ from model_preparation import (
     reset_peak_memory,
     set_determinism,
 )
-from nntest import Evaluation, evaluate
+from nntest import Evaluation, confusion_matrix, evaluate
 from nntrain import EpochProgress, train_epoch
 from run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
 from user_input import UserInput, load_user_input
@@ -89,8 +89,11 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
                 due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs
                 if stop() or due or state.is_best:
                     on_main(save_checkpoint, folder, state, training)
+                    log.embeddings(training.model, state.epochs_done)
                 if stop():
                     break
+            if state.epochs_done == args.epochs:
+                log.confusion(confusion_matrix(training, data.test, len(data.classes), stop), state.epochs_done)
             result = summarise(folder, state, stop)
             report(args, log, result)
     return result

@@ -52,7 +52,7 @@ def measure(functions: dict[str, Callable], device: torch.device, budget: float)
     """
     turn = 2 * sum(seconds(function, device) for function in functions.values())
     turns = min(25, max(3, int(budget / turn)))
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(turns):
         for name, function in functions.items():
             function()

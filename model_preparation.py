@@ -56,7 +56,7 @@ class Training:
 
     @property
     def learning_rate(self) -> float:
-        return self.scheduler.get_last_lr()[0]
+        return float(self.scheduler.get_last_lr()[0])
 
     def end_epoch(self) -> None:
         """Move on to the next epoch's learning rate."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from data_preprocessing import Loader
@@ -43,5 +44,26 @@ def evaluate(
         loss_sum += F.cross_entropy(logits.float(), labels, reduction="sum")
         correct += count_correct(logits, labels)
         images += len(labels)
-    loss_sum, correct, images = all_sum(float(loss_sum), int(correct), images)
-    return Evaluation(loss_sum / images, 100.0 * correct / images, int(images), time.perf_counter() - started)
+    total, right, count = all_sum(float(loss_sum), int(correct), images)
+    return Evaluation(total / count, 100.0 * right / count, int(count), time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def confusion_matrix(
+    training: Training, loader: Loader, classes: int, should_stop: Callable[[], bool] = lambda: False
+) -> Tensor | None:
+    """(classes, classes): how many images of each true class, by row, were taken for each class, over all processes.
+
+    None where `should_stop` ended it early.
+    """
+    training.model.eval()
+    share_buffers(training.model)
+    counts = torch.zeros(classes**2, dtype=torch.long, device=training.device)
+    for pixels, labels in tqdm(loader.batches(), "confusion", len(loader), leave=False, disable=hide_bar()):
+        if should_stop():
+            return None
+        if len(labels):
+            with training.autocast():
+                predicted = training.model(pixels).argmax(1)
+            counts += torch.bincount(labels * classes + predicted, minlength=classes**2)
+    return torch.tensor(all_sum(*counts.tolist())).long().view(classes, classes)

@@ -105,9 +105,9 @@ def train_epoch(
             break
     bar.close()
     check.raise_first(epoch, len(loader))
-    loss_sum, correct, images = all_sum(*sums.tolist(), images)
+    loss_sum, correct, counted = all_sum(*sums.tolist(), images)
     seconds = progress.seconds + time.perf_counter() - started
-    return EpochProgress(steps, progress.images + int(images), loss_sum, int(correct), seconds, int(check.skipped))
+    return EpochProgress(steps, progress.images + int(counted), loss_sum, int(correct), seconds, int(check.skipped))
 
 
 class FiniteCheck:

@@ -7,6 +7,7 @@ A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the 
 `resnet26_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -70,7 +71,7 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
     shared: dict[tuple[int, int], nn.Parameter | None] = {}
     entering = size
     for bottleneck in stage:
-        convolution = bottleneck.conv2
+        convolution: Any = bottleneck.conv2
         strided = convolution.stride != (1, 1)
         # the middle of a relative table serves the smaller maps of a stage; an absolute one serves its own size alone
         table = entering if share and options["position"] == "relative" else size
@@ -86,17 +87,24 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
         size = halve(size) if strided else size
 
 
-resnet26_lambda = partial(build_lambda_resnet, 26)
-resnet50_lambda = partial(build_lambda_resnet, 50)
-resnet101_lambda = partial(build_lambda_resnet, 101)
-resnet152_lambda = partial(build_lambda_resnet, 152)
-resnet200_lambda = partial(build_lambda_resnet, 200)
-resnet270_lambda = partial(build_lambda_resnet, 270)
-resnet350_lambda = partial(build_lambda_resnet, 350)
-resnet420_lambda = partial(build_lambda_resnet, 420)
+def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:
+    """`build_lambda_resnet` with these settings, and its docstring for `help` and `torch.hub.help`."""
+    variant = partial(build_lambda_resnet, depth, **options)
+    variant.__doc__ = build_lambda_resnet.__doc__
+    return variant
+
+
+resnet26_lambda = _variant(26)
+resnet50_lambda = _variant(50)
+resnet101_lambda = _variant(101)
+resnet152_lambda = _variant(152)
+resnet200_lambda = _variant(200)
+resnet270_lambda = _variant(270)
+resnet350_lambda = _variant(350)
+resnet420_lambda = _variant(420)
 # torchvision's ResNeXt and wide variants; the groups are those of the convolutions that are left
-resnext50_32x4d_lambda = partial(build_lambda_resnet, 50, groups=32, width_per_group=4)
-resnext101_32x8d_lambda = partial(build_lambda_resnet, 101, groups=32, width_per_group=8)
-resnext101_64x4d_lambda = partial(build_lambda_resnet, 101, groups=64, width_per_group=4)
-wide_resnet50_2_lambda = partial(build_lambda_resnet, 50, width_per_group=128)
-wide_resnet101_2_lambda = partial(build_lambda_resnet, 101, width_per_group=128)
+resnext50_32x4d_lambda = _variant(50, groups=32, width_per_group=4)
+resnext101_32x8d_lambda = _variant(101, groups=32, width_per_group=8)
+resnext101_64x4d_lambda = _variant(101, groups=64, width_per_group=4)
+wide_resnet50_2_lambda = _variant(50, width_per_group=128)
+wide_resnet101_2_lambda = _variant(101, width_per_group=128)

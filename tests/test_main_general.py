@@ -96,6 +96,8 @@ def test_tensorboard_has_every_curve_the_images_and_the_hparams(undisturbed: tup
     }
     started = hparams["_hparams_/session_start_info"].session_start_info.hparams
     assert started["depth"].number_value == 26
+    shown = {"dataset", "depth", "epochs", "initial_lr", "model"}
+    assert shown <= set(started) == shown | {"batch_size", "image_size", "stages"}
     named = {info.name.tag for info in hparams["_hparams_/experiment"].experiment.metric_infos}
     assert {"top-1/test", "loss/test"} <= named <= set(board.Tags()["scalars"])
     assert "_hparams_/session_end_info" in hparams

@@ -1,0 +1,90 @@
+"""Export a trained network, for use without this project: to ONNX, or to PyTorch's own format.
+
+    python export_model.py --checkpoint runs/Lambda/<run> --to model.onnx    # needs: pip install onnx onnxscript
+    python export_model.py --checkpoint runs/Lambda/<run> --to model.pt2     # torch.export.load("model.pt2").module()
+
+A few seconds for λ-ResNet-26, about a minute for λ-ResNet-50 on two CPU cores. The exported network takes `images`, RGB
+pixels in 0..1 as float32 (b, 3, side, side), any number of them and of the run's size; it normalises them itself and
+gives `logits` (b, classes). The names of the classes go with it: as the metadata `classes`, in JSON, or `classes.json`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from errors import InputError, Parser, one_line_errors
+from lambda_layer import LambdaLayer, Way, choose_way
+from run_folder import shown
+from trained_network import Classifier, TrainedNetwork, load_network
+
+EXAMPLES = 2  # images that are traced; one would fix the batch
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export what the command line names."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--to", type=Path, required=True, help="the file to write: *.onnx or *.pt2")
+    arguments = parser.parse_args(argv)
+    save = {".onnx": save_onnx, ".pt2": save_pt2}.get(arguments.to.suffix)
+    if save is None:
+        raise InputError(f"to: {arguments.to} is not allowed; takes a file name that ends in .onnx or .pt2")
+    network = load_network(arguments.checkpoint)
+    try:
+        save(export(network), network.classes, arguments.to)
+    except OSError as error:
+        raise InputError(f"to: {arguments.to} cannot be written ({error.strerror})") from error
+    side = network.args.image_size
+    print(f"{shown(arguments.to)}: images (b, 3, {side}, {side}) -> logits (b, {len(network.classes)})")
+
+
+def export(network: TrainedNetwork) -> ExportedProgram:
+    """The network as a graph, for batches of any size."""
+    images = torch.rand(EXAMPLES, 3, network.args.image_size, network.args.image_size)
+    with torch.no_grad():
+        avoid_fft(network.model, images)
+        return torch.export.export(Classifier(network).eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+
+
+def avoid_fft(model: nn.Module, images: Tensor) -> None:
+    """Let the layers whose cheapest way is an FFT take the convolution: PyTorch cannot write the FFT in ONNX."""
+
+    def choose(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        if not isinstance(layer, LambdaLayer) or layer.embedding is None or layer.position != "relative":
+            return
+        size = tuple(inputs[0].shape[2:])
+        sides = zip(layer.embedding.shape[2:], size, strict=True)
+        scope = tuple(min(side, 2 * length - 1) for side, length in sides)  # of the table's middle
+        depths = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
+        if choose_way(size, scope, *depths, backward=False).name == "fft":
+            layer._way = Way("convolution")
+
+    hooks = [layer.register_forward_pre_hook(choose) for layer in model.modules() if isinstance(layer, LambdaLayer)]
+    model(images[:1])
+    for hook in hooks:
+        hook.remove()
+
+
+def save_pt2(program: ExportedProgram, classes: tuple[str, ...], path: Path) -> None:
+    torch.export.save(program, path, extra_files={"classes.json": json.dumps(classes)})
+
+
+def save_onnx(program: ExportedProgram, classes: tuple[str, ...], path: Path) -> None:
+    """Raises InputError: the packages that write ONNX are not installed."""
+    try:
+        onnx = torch.onnx.export(
+            program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False, optimize=True
+        )
+    except ImportError as error:
+        raise InputError(f"to: {path} needs other packages ({error}): pip install onnx onnxscript") from error
+    onnx.model.metadata_props["classes"] = json.dumps(classes)
+    onnx.save(path)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,140 @@
+"""README and docs: links lead somewhere, examples hold, and every command is executed or named as not executed."""
+
+import doctest
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lambda_layer import LambdaLayer
+from user_input import PROJECT, load_user_input
+
+sys.path.insert(0, str(PROJECT / "docs"))
+
+import draw_figures
+import update_links
+
+PAGES = [*update_links.pages(), PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun ", "git ", "pre-commit ", ".ci/run")
+
+# main_general.py's commands are parsed here, which refuses a wrong flag or value; test_main_general.py has whole runs.
+EXECUTED_BY = {
+    r"python parameter_table.py": "test_parameter_table.py::test_the_papers_counts",
+    r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
+    r"python docs/update_links.py": "test_docs.py::test_links_into_the_code",
+    r"python predict.py .*": "test_trained_network.py::test_predictions_of_the_test_images",
+    r"python draw_embeddings.py .*": "test_trained_network.py::test_embeddings_are_drawn",
+    r"python export_model.py .*": "test_trained_network.py::test_exports_give",
+    r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
+    r"python benchmark.py train.*": "test_benchmark_network.py::",
+    r"torchrun .*main_general.py .*": "test_distributed.py::",
+    r"pip install git\+.*": "test_packaging.py::test_pip_installs",
+}
+NOT_EXECUTED = {
+    r"pip install -r requirements.*": "CI begins with it, and needs a network",
+    r"git clone .*": "the repository's address is not known here",
+    r"python -m venv .*": "CI begins with it",
+    r"pre-commit install.*": "changes the hooks of the checkout",
+    r"tensorboard --logdir .*": "a server that does not end; what it shows is read in test_main_general.py",
+    r"ruff .*|mypy|pytest.*|\.ci/run": "CI is this command",
+    r"python tests/(fault_injection|soak|distributed_runs)\.py.*": "takes minutes; pytest has short ones of the same",
+    r"python main_general\.py .*--resume runs/Lambda/<run>.*": "names no run; test_main_general.py resumes real ones",
+}
+PYTHON_NOT_EXECUTED = {
+    "torch.hub.load": "the address is not known here; test_packaging.py loads from the checkout",
+    "result = main(UserInput(": "a training of five epochs; test_main_general.py has shorter ones",
+    "# lambda_networks": "other packages'",
+    ">>> ": "the doctest",
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> set[str]:
+    """Every command in a block without a language, or in backticks in the text."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for language, block in blocks(page) if not language for line in block.splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
+    steps = [step.strip() for line in lines for step in re.sub(r"\s{2,}#.*", "", line).split("&&")]
+    return {step for step in steps if step.startswith(TOOLS) or step in ("ruff", ".ci/run")}
+
+
+def test_every_command_is_executed_or_named_as_not_executed() -> None:
+    everything = set().union(*map(commands, PAGES))
+    assert len(everything) > 25
+    patterns = [*EXECUTED_BY, *NOT_EXECUTED]
+    for command in sorted(everything):
+        known = [pattern for pattern in patterns if re.fullmatch(pattern, command)]
+        if not known and command.startswith("python main_general.py"):
+            flags = command.removeprefix("python main_general.py").replace("--model …", "").replace("--resume", "")
+            load_user_input(shlex.split(flags))
+        else:
+            assert len(known) == 1, command
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, command) for command in everything), f"no page has {pattern}"
+    for where in EXECUTED_BY.values():
+        file, test = where.split("::")
+        assert f"def {test or 'test_'}" in (PROJECT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_python_examples_run() -> None:
+    found = [block for page in PAGES for language, block in blocks(page) if language == "python"]
+    for mark in PYTHON_NOT_EXECUTED:
+        assert any(mark in block for block in found)
+    executed = [block for block in found if not any(mark in block for mark in PYTHON_NOT_EXECUTED)]
+    assert len(executed) >= 3
+    for block in executed:
+        exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer})
+
+
+def test_the_worked_example_holds() -> None:
+    done = doctest.testfile(str(PROJECT / "docs" / "lambda_layers.md"), module_relative=False)
+    assert done.attempted >= 10
+    assert done.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in LINK.findall(BLOCK.sub("", text)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings' anchors as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_into_the_code_have_their_lines() -> None:
+    for page in update_links.pages():
+        assert page.read_text(encoding="utf-8") == update_links.updated(page), "run python docs/update_links.py"
+
+
+def test_the_figures_are_those_that_are_drawn(tmp_path: Path) -> None:
+    drawn = {path.name for path in draw_figures.main(tmp_path)}
+    assert drawn == {path.name for path in tmp_path.iterdir()}
+    text = (PROJECT / "docs" / "lambda_layers.md").read_text(encoding="utf-8")
+    assert drawn == {Path(link).name for link in LINK.findall(text) if link.endswith(".png")}
+
+
+def test_the_changelog_has_the_version_that_is_installed_and_cited() -> None:
+    (version,) = re.findall(r'^version = "(.+)"', (PROJECT / "pyproject.toml").read_text(), re.M)
+    assert (
+        f"({version})" in (PROJECT / "CHANGELOG.md").read_text()
+        or f"## {version}" in (PROJECT / "CHANGELOG.md").read_text()
+    )
+    assert f"version: {version}\n" in (PROJECT / "CITATION.cff").read_text()

@@ -1,0 +1,98 @@
+"""The layer and the networks outside the project: torch.hub, pip, feature extraction, torch.export, ONNX."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import hubconf
+import resnet_lambda
+from lambda_layer import LambdaLayer3d
+from resnet_lambda import build_lambda_resnet
+from user_input import PROJECT
+
+
+def from_hub(name: str, **settings) -> nn.Module:
+    return torch.hub.load(str(PROJECT), name, source="local", **settings)
+
+
+def test_torch_hub_gives_every_network_that_the_project_names() -> None:
+    listed = {name for name, entry in vars(hubconf).items() if callable(entry)}
+    assert listed == {name for name in vars(resnet_lambda) if name.endswith("_lambda")} | {
+        "lambda_layer",
+        "lambda_layer_1d",
+        "lambda_layer_3d",
+        "resnet",
+    }
+    assert "share_embeddings" in hubconf.resnet420_lambda.__doc__  # which torch.hub.help prints
+
+
+def test_torch_hub_loads_networks_and_layers() -> None:
+    hybrid = from_hub("resnet26_lambda", stages="CCLL", image_size=32, num_classes=10).eval()
+    baseline = from_hub("resnet", depth=26, stem="cifar", num_classes=7).eval()
+    with torch.no_grad():
+        assert hybrid(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+        assert baseline(torch.randn(2, 3, 8, 8)).shape == (2, 7)
+    assert from_hub("lambda_layer", dim=8, scope=3)(torch.randn(2, 8, 5, 6)).shape == (2, 8, 5, 6)
+    assert isinstance(from_hub("lambda_layer_3d", dim=8, scope=3), LambdaLayer3d)
+
+
+def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"  # the build leaves folders beside what it builds
+    checkout.mkdir()
+    for path in [*PROJECT.glob("*.py"), *map(PROJECT.joinpath, ("pyproject.toml", "README.md", "LICENSE"))]:
+        shutil.copy(path, checkout)
+    target = tmp_path / "site-packages"
+    # --no-build-isolation, --no-index and --no-deps: with what is here, and no network
+    options = ["--quiet", "--no-build-isolation", "--no-index", "--no-deps", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(checkout)], check=True)
+    assert {path.name for path in target.glob("*.py")} == {"lambda_layer.py", "resnet.py", "resnet_lambda.py"}
+    code = (
+        "import lambda_layer, resnet_lambda, torch; print(lambda_layer.__file__)\n"
+        "print(*lambda_layer.LambdaLayer(8, scope=3)(torch.zeros(2, 8, 4, 4)).shape)\n"
+        "print(resnet_lambda.resnet50_lambda.args)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines() == [str(target / "lambda_layer.py"), "2 8 4 4", "(50,)"]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """Convolutions and lambda layers with and without a pool; its batch norms have seen data."""
+    torch.manual_seed(0)
+    model = build_lambda_resnet(
+        26, stages="CCLL", image_size=64, num_classes=5, intra_depth=2, zero_init_residual=False
+    )
+    model(torch.randn(4, 3, 64, 64))
+    return model.eval()
+
+
+def test_torchvision_extracts_features(network: nn.Module) -> None:
+    nodes = {"layer2": "c3", "layer4.1.conv2": "lambda"}
+    extractor = create_feature_extractor(network, nodes)
+    kept = {}
+    network.layer2.register_forward_hook(lambda module, inputs, output: kept.update(c3=output))
+    handle = network.layer4[1].conv2.register_forward_hook(
+        lambda module, inputs, output: kept.update({"lambda": output})
+    )
+    for side in (64, 48):  # the trace holds for any size that the network takes
+        images = torch.randn(2, 3, side, side)
+        with torch.no_grad():
+            features = extractor(images)
+            network(images)
+        assert features.keys() == kept.keys()
+        for name, feature in features.items():
+            assert torch.equal(feature, kept[name])
+    handle.remove()
+    extractor.train()(torch.randn(2, 3, 64, 64))["lambda"].sum().backward()
+    with pytest.raises(ValueError, match="covers .* at most: call resize_embedding"):
+        extractor(torch.randn(1, 3, 128, 128))

@@ -1,0 +1,243 @@
+"""What is done with a run's checkpoint: predictions, exports, pictures."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import draw_embeddings
+import export_model
+import predict
+from errors import InputError
+from lambda_layer import LambdaLayer, Way, choose_way
+from main_general import RunResult, main
+from predict import read_image
+from resnet import DEPTHS
+from run_folder import checkpoint_files
+from trained_network import load_network
+from user_input import UserInput
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[UserInput, RunResult]]:
+    """Batch norms with a momentum that lets the running statistics follow the data within a few steps."""
+    args = UserInput(
+        depth=26,
+        stages="CCLL",
+        dataset="imagefolder",
+        data_dir=str(photos),
+        image_size=40,  # other than that of the files
+        batch_size=8,
+        epochs=3,
+        checkpoint_every=2,
+        bn_momentum=0.5,
+        device="cpu",
+        runs_dir=str(tmp_path_factory.mktemp("trained")),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
+        yield args, main(args)
+
+
+def test_predictions_of_the_test_images_come_to_the_runs_accuracy(
+    trained: tuple[UserInput, RunResult], photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, result = trained
+    paths = sorted((photos / "test").glob("*/*.png"))
+    predict.main([*map(str, paths), "--checkpoint", str(result.folder), "--top", "1"])
+    _, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    correct = [path.parent.name == row[-3] for path, row in zip(paths, rows, strict=True)]
+    assert 100 * np.mean(correct) == pytest.approx(result.test_top1)
+
+
+def test_confidences_fall_and_come_to_one(trained: tuple[UserInput, RunResult], photos: Path) -> None:
+    network = load_network(checkpoint_files(trained[1].folder)[-1])
+    predictions = predict.predict(network, read_image(photos / "test/one/11.png"), top=9)
+    assert {name for name, _ in predictions} == {"nought", "one", "two"}
+    shares = [share for _, share in predictions]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_images_of_every_kind_are_read_as_people_see_them(tmp_path: Path) -> None:
+    def read(name: str, image: Image.Image, **options) -> np.ndarray:
+        image.save(tmp_path / name, **options)
+        return np.asarray(read_image(tmp_path / name))
+
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    colour = np.stack([grey, grey[::-1], 255 - grey], -1)
+    for name in ("a.png", "a.webp", "a.tiff", "a.bmp", "a.ppm"):
+        options = {"lossless": True} if name == "a.webp" else {}
+        np.testing.assert_array_equal(read(name, Image.fromarray(colour), **options), colour)
+    np.testing.assert_array_equal(read("palette.gif", Image.fromarray(grey)), np.stack([grey] * 3, -1))
+    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read("16.png", sixteen), np.stack([grey] * 3, -1))
+    floating = Image.fromarray(grey.astype(np.float32) / 255)
+    np.testing.assert_array_equal(read("float.tiff", floating), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(read("1.png", Image.fromarray(grey > 99)), np.stack([(grey > 99) * 255] * 3, -1))
+    half = np.dstack([colour, np.array([[0, 0, 255, 255]] * 3, np.uint8)])
+    seen = np.where(half[..., 3:] == 0, 255, colour)
+    np.testing.assert_array_equal(read("alpha.png", Image.fromarray(half)), seen)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright: turn by a quarter, clockwise
+    np.testing.assert_array_equal(read("turned.png", Image.fromarray(colour), exif=turned), np.rot90(colour, -1))
+    frames = [Image.fromarray(np.full((3, 4), level, np.uint8)) for level in (10, 200)]
+    assert (read("frames.gif", frames[0], save_all=True, append_images=frames[1:]) == 10).all()
+    assert read("cmyk.jpg", Image.new("CMYK", (5, 4))).shape == (4, 5, 3)
+
+
+def test_what_is_no_image_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("L", (100, 100)).save(tmp_path / "large.png")
+    (tmp_path / "cut.png").write_bytes((photos / "test/one/11.png").read_bytes()[:60])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    for name, says in {
+        ".": "is a folder; takes image files",
+        "absent.png": "there is no file",
+        "text.png": "is no image that can be read",
+        "cut.png": "is no image that can be read",
+        "large.png": "has more pixels than the 6,000 that are taken from a file",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            read_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # from here on Pillow refuses, and does not only warn
+    with pytest.raises(InputError, match="has more pixels"):
+        read_image(tmp_path / "large.png")
+
+
+def test_what_is_no_checkpoint_is_refused(trained: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    torch.save({"config": {}}, tmp_path / "other.pt")
+    torch.save(print, tmp_path / "code.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    saved = torch.load(checkpoint_files(trained[1].folder)[-1], weights_only=True)
+    saved["config"]["data"]["classes"].append("three")
+    torch.save(saved, tmp_path / "classes.pt")
+    for name, says in {
+        "other.pt": "no checkpoint of this version of the project",
+        "code.pt": "no checkpoint of this version of the project",
+        "text.pt": "is damaged, or no checkpoint",
+        "classes.pt": "size mismatch",
+        "absent.pt": "there is no file",
+        ".": "holds no checkpoint; takes a file",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            load_network(tmp_path / name)
+    for arguments, says in {
+        ("a.png", "--checkpoint", ".", "--top", "0"): "top: 0 is not allowed",
+        ("a.png",): "--checkpoint",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            predict.main(list(arguments))
+
+
+def test_exports_give_the_networks_logits(
+    trained: tuple[UserInput, RunResult],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = load_network(trained[1].folder)
+    program = export_model.export(network)
+    monkeypatch.setattr(export_model, "export", lambda network: program)  # seconds, once
+    pixels = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8)  # another batch than was traced
+    images = pixels.permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        expected = network.model(network.normalisation.apply(pixels))
+    export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.pt2")])
+    export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.onnx")])
+    assert "images (b, 3, 40, 40) -> logits (b, 3)" in capsys.readouterr().out
+    names = {"classes.json": ""}
+    loaded = torch.export.load(tmp_path / "model.pt2", extra_files=names)
+    torch.testing.assert_close(loaded.module()(images), expected, rtol=1e-4, atol=1e-4)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+    described = session.get_modelmeta().custom_metadata_map["classes"]
+    assert json.loads(names["classes.json"]) == json.loads(described) == ["nought", "one", "two"]
+    with pytest.raises(InputError, match=r"takes a file name that ends in .onnx or .pt2"):
+        export_model.main(["--checkpoint", str(trained[1].folder), "--to", "model.pb"])
+
+
+def test_a_run_ends_with_its_confusion_matrix(trained: tuple[UserInput, RunResult], photos: Path) -> None:
+    _, result = trained
+    network = load_network(result.folder)
+    header, *rows = csv.reader((result.folder / "confusion.csv").open())
+    assert header == ["true class", "nought", "one", "two"]
+    for name, *counts in rows:
+        found = [predict.predict(network, read_image(path), 1)[0][0] for path in (photos / "test" / name).glob("*")]
+        assert [int(count) for count in counts] == [found.count(one) for one in header[1:]]
+    assert Image.open(result.folder / "confusion.png").size > (300, 300)
+
+
+def test_tensorboard_has_the_embeddings_of_each_checkpoint_and_the_confusion(
+    trained: tuple[UserInput, RunResult],
+) -> None:
+    board = EventAccumulator(str(trained[1].folder))
+    board.Reload()
+    assert [image.step for image in board.Images("position embeddings/c4")] == [2, 3]
+    assert [image.step for image in board.Images("confusion matrix of the test")] == [3]
+
+
+def test_embeddings_are_drawn(trained: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "new")])
+    names = ["embeddings_c4.png", "embeddings_c5.png", "reach.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="out: .*file cannot be written"):
+        draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "file")])
+
+
+def test_the_picture_of_an_embedding_has_its_offsets_where_they_are() -> None:
+    layer = LambdaLayer(4, input_size=(3, 2), key_depth=2)
+    with torch.no_grad():
+        layer.embedding.zero_()[1, 0, 4, 1] = 3.0  # key channel 1, two rows below, same column
+    embedding = draw_embeddings.by_offset(layer)
+    picture = draw_embeddings.panels(embedding)
+    rows, columns = np.nonzero((picture[..., 0] < 150) | (picture[..., 2] < 150))
+    side = draw_embeddings.PANEL // 5
+    width = 3 * side + 2
+    assert (rows.min(), rows.max()) == (4 * side, 5 * side - 1)
+    assert (columns.min(), columns.max()) == (width + side, width + 2 * side - 1)
+    assert draw_embeddings.reach(embedding) == 2.0
+
+
+def test_an_absolute_embedding_is_averaged_over_pairs_with_the_same_offset() -> None:
+    layer = LambdaLayer(4, input_size=(2, 3), key_depth=2, intra_depth=2, position="absolute")
+    averaged = draw_embeddings.by_offset(layer)
+    table = layer.embedding.detach().view(2, 3, 2, 3, 2, 2)
+    for dy, dx in itertools.product((-1, 0, 1), (-2, -1, 0, 1, 2)):
+        pairs = [
+            table[y, x, y + dy, x + dx]
+            for y, x in itertools.product(range(2), range(3))
+            if 0 <= y + dy < 2 and 0 <= x + dx < 3
+        ]
+        torch.testing.assert_close(averaged[:, :, dy + 1, dx + 2], torch.stack(pairs).mean(0))
+
+
+def test_a_network_without_embeddings_has_nothing_to_draw(
+    trained: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = dataclasses.replace(load_network(trained[1].folder), model=torch.nn.Identity())
+    monkeypatch.setattr(draw_embeddings, "load_network", lambda path: network)
+    with pytest.raises(InputError, match="has no position embeddings to draw"):
+        draw_embeddings.main(["--checkpoint", "x", "--out", str(tmp_path / "pictures")])
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_an_export_has_no_fft() -> None:
+    wide, narrow = LambdaLayer(64, scope=23).eval(), LambdaLayer(64, scope=23).eval()
+    assert choose_way((64, 64), (23, 23), 4, 16, 16, 1, backward=False).name == "fft"
+    x = torch.randn(1, 64, 64, 64)
+    with torch.no_grad():
+        export_model.avoid_fft(wide, x)
+        export_model.avoid_fft(narrow, x[..., :8, :8])
+    assert (wide._way, narrow._way) == (Way("convolution"), None)

@@ -1,0 +1,95 @@
+"""A trained network for use: from any checkpoint, with its classes and what its images have to go through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from checkpoints import read_checkpoint
+from data_preprocessing import Normalisation, centre_view
+from errors import InputError
+from model_preparation import build_model
+from run_folder import checkpoint_files
+from user_input import UserInput, from_saved
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network in evaluation mode on the CPU, and what its run knew about it."""
+
+    model: nn.Module  # normalised images (b, 3, s, s) -> logits (b, classes)
+    args: UserInput
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+    epochs_done: int
+    view: Callable[[Image.Image], Image.Image]  # an RGB image of any size -> s × s pixels, as in the run's test
+
+
+def load_network(path: Path) -> TrainedNetwork:
+    """The network of a checkpoint, or of the newest sound one in a run's folder. No code of the file is run.
+
+    Raises:
+        InputError: there is none, or none of this project.
+    """
+    if not path.is_dir():
+        return _load(path)
+    files = checkpoint_files(path)
+    for newest in reversed(files):
+        try:
+            return _load(newest)
+        except InputError:
+            if newest == files[0]:
+                raise
+    raise InputError(f"checkpoint: {path} holds no checkpoint; takes a file epoch<number>.pt, or a run's folder")
+
+
+def _load(path: Path) -> TrainedNetwork:
+    if not path.is_file():
+        raise InputError(f"checkpoint: there is no file {path}; takes a file epoch<number>.pt, or a run's folder")
+    try:
+        saved = read_checkpoint(path)
+        return _rebuild(saved, path)
+    except InputError as error:
+        raise InputError(f"checkpoint: {str(error).removeprefix('resume: ')}") from error
+    except Exception as error:  # a damaged file, or another project's, fails in whichever way its bytes happen to
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"checkpoint: {path} is damaged, or no checkpoint of this version of the project "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
+    config = saved["config"]
+    args, data = from_saved(config["settings"], path), config["data"]
+    model = build_model(args, len(data["classes"]))
+    model.load_state_dict(saved["training"]["model"])
+    images = sum(data[f"{part}_images"] for part in ("train", "test"))
+    return TrainedNetwork(
+        model=model.eval(),
+        args=args,
+        classes=tuple(map(str, data["classes"])),
+        normalisation=Normalisation(tuple(data["mean"]), tuple(data["std"])),
+        epochs_done=len(saved["rows"]),
+        view=centre_view(args, images),
+    )
+
+
+class Classifier(nn.Module):
+    """A trained network that normalises: RGB pixels in 0..1, (b, 3, s, s) -> logits (b, classes)."""
+
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
+    def __init__(self, network: TrainedNetwork) -> None:
+        super().__init__()
+        self.model = network.model
+        self.register_buffer("mean", torch.tensor(network.normalisation.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(network.normalisation.std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model((pixels - self.mean) / self.std)
