@@ -147,7 +147,8 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     with writing(folder):
         for unfinished in (folder / CHECKPOINTS).glob("*.tmp"):
             unfinished.unlink()
-    config, lines, newest = read_config(folder), [], None
+    lines: list[str] = []
+    config, newest = read_config(folder), None
     _agree(args, config["settings"], folder)
     read = partial(_read_sound, identity=config["id"], args=args, training=training)
     for path in reversed(checkpoint_files(folder)):

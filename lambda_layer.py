@@ -694,10 +694,11 @@ class FourierOrder(torch.autograd.Function):
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
         with torch.autocast(grad.device.type, enabled=False):
-            return None, *FourierOrder.gradients(inverse, *saved, grad)
+            return None, *FourierOrder.gradients((inverse, *saved), grad)
 
     @staticmethod
-    def gradients(inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor, grad: Tensor) -> tuple:
+    def gradients(saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+        inverse, query, values, embedding = saved
         grad = grad.contiguous()
         grad_query, grad_values = torch.empty_like(query), torch.empty_like(values)
         grad_embedding = torch.empty_like(embedding)

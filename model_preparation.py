@@ -126,7 +126,8 @@ def prepare_training(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(args.seed)
-    model = make_model(args, num_classes).to(device, memory_format=torch.channels_last)
+    model = make_model(args, num_classes)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.sync_batch_norm and size() > 1:
         model = synchronise(model, device)
     if args.compile:

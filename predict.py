@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from data_preprocessing import UNREADABLE
+from data_preprocessing import IMAGE_FORMATS
 from errors import InputError, Parser, one_line_errors
 from trained_network import TrainedNetwork, load_network
 
@@ -67,13 +67,13 @@ def read_image(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 return _as_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(
             f"images: {path} has more pixels than the {Image.MAX_IMAGE_PIXELS:,} that are taken from a file"
         ) from error
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged file fails in whichever way its bytes happen to
         raise InputError(f"images: {path} is no image that can be read ({error})") from error
 
 
