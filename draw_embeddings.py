@@ -60,8 +60,9 @@ def stage_embeddings(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         if not isinstance(layer, LambdaLayer) or layer.embedding is None or id(layer.embedding) in seen:
             continue
         seen.add(id(layer.embedding))
-        module, block, *_ = name.split(".")
-        stage = STAGES[module]
+        parts = name.split(".")
+        at = next(i for i, part in enumerate(parts) if part in STAGES)  # a wrapper's name may stand before
+        stage, block = STAGES[parts[at]], parts[at + 1]
         stages.setdefault(stage, {})[f"{stage}.{int(block) + 1}"] = by_offset(layer)
     return stages
 

@@ -30,6 +30,8 @@ EXECUTED_BY = {
     r"python predict.py .*": "test_trained_network.py::test_predictions_of_the_test_images",
     r"python draw_embeddings.py .*": "test_trained_network.py::test_embeddings_are_drawn",
     r"python export_model.py .*": "test_trained_network.py::test_exports_give",
+    r"python experiments.py .*": "test_experiments.py::test_the_command_line",
+    r"python report.py.*": "test_report.py::",
     r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
     r"python benchmark.py train.*": "test_benchmark_network.py::",
     r"torchrun .*main_general.py .*": "test_distributed.py::",
@@ -42,7 +44,7 @@ NOT_EXECUTED = {
     r"pre-commit install.*": "changes the hooks of the checkout",
     r"tensorboard --logdir .*": "a server that does not end; what it shows is read in test_main_general.py",
     r"ruff .*|mypy|pytest.*|\.ci/run": "CI is this command",
-    r"python tests/(fault_injection|soak|distributed_runs)\.py.*": "takes minutes; pytest has short ones of the same",
+    r"python tests/(full_suite|fault_injection|fuzzing|soak|distributed_runs)\.py.*": "takes minutes; pytest has short ones of the same",
     r"python main_general\.py .*--resume runs/Lambda/<run>.*": "names no run; test_main_general.py resumes real ones",
 }
 PYTHON_NOT_EXECUTED = {
@@ -62,7 +64,7 @@ def commands(page: Path) -> set[str]:
     text = page.read_text(encoding="utf-8")
     lines = [line for language, block in blocks(page) if not language for line in block.splitlines()]
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
-    steps = [step.strip() for line in lines for step in re.sub(r"\s{2,}#.*", "", line).split("&&")]
+    steps = [step.strip() for line in lines for step in re.sub(r"\s+#.*", "", line).split("&&")]
     return {step for step in steps if step.startswith(TOOLS) or step in ("ruff", ".ci/run")}
 
 

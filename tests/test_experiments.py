@@ -141,7 +141,7 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
 def test_a_diverged_run_is_kept_and_not_tried_again(
     conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run = tiny(conditions, initial_lr=1e30)
+    run = tiny(conditions, initial_lr=2e9)
     carry_out(run, experiments.facts(run, "study", 1))
     assert experiments.state(run) == "diverged"
     assert "not finite at epoch" in read_record(run.folder).failure["message"]
