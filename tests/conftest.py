@@ -1,6 +1,9 @@
 """Small real data for the tests: digits that scikit-learn carries, written as tinted PNG files of three classes."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once; before PyTorch is imported
 
 import numpy as np
 import pytest

@@ -44,7 +44,8 @@ NOT_EXECUTED = {
     r"pre-commit install.*": "changes the hooks of the checkout",
     r"tensorboard --logdir .*": "a server that does not end; what it shows is read in test_main_general.py",
     r"ruff .*|mypy|pytest.*|\.ci/run": "CI is this command",
-    r"python tests/(full_suite|fault_injection|fuzzing|soak|distributed_runs)\.py.*": "takes minutes; pytest has short ones of the same",
+    r"python tests/(full_suite|fault_injection|fuzzing|soak|distributed_runs)\.py.*": "takes minutes; pytest has short "
+    "ones of the same",
     r"python main_general\.py .*--resume runs/Lambda/<run>.*": "names no run; test_main_general.py resumes real ones",
 }
 PYTHON_NOT_EXECUTED = {
