@@ -892,8 +892,8 @@ class Costs(NamedTuple):
 # cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (device, whether a backward pass follows)
-    ("cpu", True): Costs(0.055, 1.25, 6.3, 2.1, 1.8, 500, 2.3, 4.0, 0.77, 0.066, 2.6),
-    ("cpu", False): Costs(0.0125, 0.38, 0.9, 0.44, 0.4, 150, 1.1, 0.7, 0.02, 0.018, 0.67),
+    ("cpu", True): Costs(0.055, 1.4, 6.8, 2.0, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
+    ("cpu", False): Costs(0.0125, 0.5, 1.1, 0.47, 0.36, 80, 1.05, 0.75, 0.02, 0.0195, 0.9),
     ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3, 2e-4, 0.02),
     ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4, 5e-5, 0.006),
 }
