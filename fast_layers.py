@@ -28,8 +28,7 @@ class FastConv2d(nn.Conv2d):
         if not self._applies_to(x):
             return super().forward(x)
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
-            rows, columns = self.stride
-            return _pointwise(x[:, :, ::rows, ::columns], self.weight.flatten(1), self.bias)
+            return _pointwise(_strided(x, *self.stride), self.weight.flatten(1), self.bias)
         if self._is_3x3() and x.shape[2] <= 2 and x.shape[3] <= 2:
             return _dense_3x3(x, self.weight, self.bias, self.stride)
         # oneDNN's own loops reach 100 to 145 GFLOP/s per core here
@@ -112,6 +111,15 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.shape[2:] == (1, 1):  # strides (c, 1, 1, 1), forward and backward: see FastAveragePool2d
         return linear(x.flatten(1), weight, bias)[:, :, None, None]
     return linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def _strided(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Every so many rows and columns of (b, c, height, width).
+
+    Cut from the channels-last view: the gradient has the strides of what was cut, and a gradient of other strides than
+    its map's makes the ReLU and the batch norm before it six times as slow.
+    """
+    return x.permute(0, 2, 3, 1)[:, ::rows, ::columns].permute(0, 3, 1, 2)
 
 
 def _dense_3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:

@@ -229,6 +229,16 @@ def test_memory_is_kept_or_not_touched() -> None:
     torch.empty(1 << 21).fill_(1.0)
 
 
+def test_the_gradient_of_a_strided_convolution_has_the_strides_of_its_map() -> None:
+    convolution = quicken(nn.Conv2d(6, 4, 1, stride=2))
+    x = torch.randn(2, 6, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    strides = []
+    middle = x * 1.0
+    middle.register_hook(lambda gradient: strides.append(gradient.stride()))
+    convolution(middle).sum().backward()
+    assert strides == [x.stride()]
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradients_have_the_format_of_their_parameters(memory_format) -> None:
     # PyTorch's fused optimizers on the CPU pair numbers by memory order, and go wrong silently where formats differ
