@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.resnet import ResNet
 
 from data_preprocessing import class_count
-from distributed import local_rank, size
+from distributed import is_main, local_rank, size
 from errors import InputError
 from fast_layers import keep_freed_memory, quicken
 from LabelSmoothing import LabelSmoothing
@@ -41,7 +41,7 @@ class Training:
     """All that a training step uses, and all whose state a checkpoint keeps."""
 
     model: nn.Module  # with the keys of a checkpoint, whatever the number of processes
-    parallel: nn.Module  # the same as training calls it: of several processes, each backward averages the gradients
+    parallel: nn.Module  # the same as training calls it: compiled, and averaging gradients over several processes
     optimizer: optim.Optimizer
     scheduler: optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
@@ -130,12 +130,10 @@ def prepare_training(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.sync_batch_norm and size() > 1:
         model = synchronise(model, device)
-    if args.compile:
-        model.compile()
     optimizer = make_optimizer(args, model)
-    return Training(
+    training = Training(
         model=model,
-        parallel=average_gradients(model) if size() > 1 else model,
+        parallel=model,
         optimizer=optimizer,
         scheduler=make_scheduler(args, optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
@@ -143,6 +141,36 @@ def prepare_training(
         device=device,
         precision=precision,
     )
+    if args.compile:
+        training.parallel = compile_or_say_why(training, args)
+    if size() > 1:
+        training.parallel = average_gradients(training.parallel)
+    return training
+
+
+def compile_or_say_why(training: Training, args: UserInput) -> nn.Module:
+    """The model compiled by `torch.compile`, or, with a line that says so, the model itself where that fails.
+
+    One step on blank images finds out, before anything of the run is written; it leaves the model as it was.
+    """
+    model = training.model
+    compiled: Any = torch.compile(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pixels = torch.zeros(args.batch_size // size(), 3, args.image_size, args.image_size, device=training.device)
+    try:
+        with training.autocast():
+            logits = compiled(pixels.contiguous(memory_format=torch.channels_last))
+        logits.float().sum().backward()
+    except Exception as error:  # the compiler's own, a missing C++ compiler, a driver: there is no list
+        reason = next(iter(str(error).splitlines()), "").strip()
+        if is_main():
+            print(f"--compile: goes on without, since torch.compile failed ({type(error).__name__}: {reason})")
+        compiled = model
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+        model.zero_grad(set_to_none=True)
+    return compiled
 
 
 def average_gradients(model: nn.Module) -> DistributedDataParallel:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -271,3 +272,28 @@ def test_optimizers_hold_every_parameter() -> None:
     held = {id(p) for group in make_optimizer(args, model).param_groups for p in group["params"]}
     assert held == {id(parameter) for parameter in model.parameters()}
     assert isinstance(model, nn.Module)
+
+
+def one_epoch(**settings) -> Training:
+    training = small_training(stages="CCCL", batch_size=4, optimizer="sgd", **settings)
+    train_epoch(training, Batches(batch(4), batch(4, 1)), 0, EpochProgress())
+    return training
+
+
+def without_compiler(*_: object) -> None:
+    raise RuntimeError("no C++ compiler\nand a page about it")
+
+
+@pytest.mark.parametrize("backend", ["eager", without_compiler])
+def test_a_compiled_network_trains_as_it_is_and_where_that_fails_a_line_says_so(
+    backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    expected = one_epoch().model.state_dict()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    training = one_epoch(compile=True)
+    for name, tensor in training.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    said = capsys.readouterr().out
+    assert (training.parallel is training.model) == (backend is without_compiler)
+    assert said.count("\n") == ("goes on without, since torch.compile failed" in said) == (backend is without_compiler)
