@@ -492,7 +492,7 @@ class AttentionOrder(torch.autograd.Function):
         pieces = Pieces(queries, windows)
         for tile, blocks in pieces:
             attention = pieces.attention(queries[tile, :, blocks], expanded[tile])
-            y[blocks, tile] = pieces.product(by_tile(attention), windows[blocks]).unflatten(1, (-1, h))
+            y[blocks, tile] = pieces.product(_by_tile(attention), windows[blocks]).unflatten(1, (-1, h))
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
@@ -512,8 +512,8 @@ class AttentionOrder(torch.autograd.Function):
             q, e, w = queries[tile, :, blocks], expanded[tile], windows[blocks]
             g = grad[blocks, tile].flatten(1, 2)  # (B, t·h, v)
             attention = pieces.attention(q, e)
-            _accumulate(grad_windows[blocks], tile.start == 0, by_tile(attention).transpose(1, 2), g)
-            by_tile(attention).copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
+            _accumulate(grad_windows[blocks], tile.start == 0, _by_tile(attention).transpose(1, 2), g)
+            _by_tile(attention).copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
             rows = attention.flatten(1, 2)  # (t, h·B, c·u)
             grad_queries[tile, :, blocks] = pieces.product(rows, e).view(q.shape)
             _accumulate(grad_expanded[tile], blocks.start == 0, rows.transpose(1, 2), q.flatten(1, 2))
@@ -531,7 +531,7 @@ def _accumulate(total: Tensor, first: bool, left: Tensor, right: Tensor) -> None
     torch.baddbmm(total, left, right, beta=0 if first else 1, out=total)
 
 
-def by_tile(attention: Tensor) -> Tensor:
+def _by_tile(attention: Tensor) -> Tensor:
     """A view of (t, h, B, c·u) as (B, t·h, c·u)."""
     return attention.flatten(0, 1).transpose(0, 1)
 
@@ -592,9 +592,11 @@ def _order(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
     return lambda constant, *tensors: _recomputed(partial(plain, constant))(*tensors)
 
 
-def _differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `function` that can themselves be differentiated."""
-    return torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
+def _differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of `function` that can themselves be differentiated; None for what is frozen."""
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)
 
 
 def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:

@@ -295,6 +295,8 @@ def test_double_backward(way):
     value = torch.randn(1, 6, 2, 1, dtype=torch.float64, requires_grad=True)
     table = torch.randn(2, 2, *scope, dtype=torch.float64, requires_grad=True)
     assert gradgradcheck(lambda *tensors: lambda_layer.relative_output(*tensors, size, way), (query, value, table))
+    frozen = table.detach()
+    assert gradgradcheck(lambda *tensors: lambda_layer.relative_output(*tensors, frozen, size, way), (query, value))
 
 
 @pytest.fixture
