@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fault_injection import finish, small_run, start_alone
+from fault_injection import finish, log_changes, small_run, start_alone, wait_until
 from run_tools import (
     assert_same_curve,
     assert_same_run,
@@ -46,7 +46,7 @@ def compare_curves(args: UserInput, where: Path) -> None:
 
 
 def kill_workers(args: UserInput, where: Path, kills: int, chance: random.Random) -> int:
-    """Kill a worker up to `kills` times, each time before another epoch or two are done; returns how often."""
+    """Kill a worker up to `kills` times, each time within an epoch of when the run went on; returns how often."""
     undisturbed = dataclasses.replace(args, runs_dir=str(where / "undisturbed"))
     started = time.monotonic()
     expected = run_under_torchrun(undisturbed)
@@ -54,7 +54,9 @@ def kill_workers(args: UserInput, where: Path, kills: int, chance: random.Random
     attacked = dataclasses.replace(args, runs_dir=str(where / "attacked"))
     process, struck = start_torchrun(attacked, restarts=kills), 0
     while struck < kills and process.poll() is None:
-        time.sleep(chance.uniform(0.3, 0.8) * seconds)
+        before = log_changes(attacked)
+        wait_until(process, lambda before=before: log_changes(attacked) != before)
+        time.sleep(chance.uniform(0.0, seconds / args.epochs))
         if workers := children(process):
             os.kill(chance.choice(workers), signal.SIGKILL)
             struck += 1

@@ -64,7 +64,7 @@ def small_run(folder: Path, epochs: int = 30) -> UserInput:
 def undisturbed_run(args: UserInput) -> tuple[Path, Pace]:
     """Its folder and its pace."""
     started, process = time.monotonic(), start_alone(args)
-    _wait(process, lambda: bool(_logged(args)))
+    wait_until(process, lambda: bool(log_changes(args)))
     begun = time.monotonic()
     finish(process)
     (folder,) = (args.runs_path / "Lambda").iterdir()
@@ -93,17 +93,17 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
     """
     struck: Counter = Counter()
     while struck.total() < kills:
-        number, logged = chance.choice(SIGNALS), _logged(args)
+        number, logged = chance.choice(SIGNALS), log_changes(args)
         process = start_alone(args, *_resume(args))
         if chance.random() < 0.2:
             _sleep(process, chance.uniform(0.0, pace.start))
         else:
             for _ in range(chance.randrange(1, 5)):
-                _wait(process, lambda before=logged: _logged(args) != before)
-                logged = _logged(args)
-            _sleep(process, chance.uniform(0.0, pace.epoch), lambda before=logged: _logged(args) != before)
+                wait_until(process, lambda before=logged: log_changes(args) != before)
+                logged = log_changes(args)
+            _sleep(process, chance.uniform(0.0, pace.epoch), lambda before=logged: log_changes(args) != before)
             if chance.random() < 0.5:
-                _wait(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
+                wait_until(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
                 time.sleep(chance.uniform(0.0, 0.03))
         process.send_signal(number)
         if chance.random() < 0.3:  # and once more, which is to end it at once, whatever it is at
@@ -121,7 +121,7 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
     return folder, struck
 
 
-def _wait(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
     """Until something holds, or the process has ended."""
     while process.poll() is None and not holds():
         time.sleep(0.0005)
@@ -129,10 +129,10 @@ def _wait(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
 
 def _sleep(process: subprocess.Popen, seconds: float, or_until: Callable[[], bool] = lambda: False) -> None:
     moment = time.monotonic() + seconds
-    _wait(process, lambda: time.monotonic() > moment or or_until())
+    wait_until(process, lambda: time.monotonic() > moment or or_until())
 
 
-def _logged(args: UserInput) -> set[int]:
+def log_changes(args: UserInput) -> set[int]:
     """Another set each time that a process takes up a run's log, or adds to it."""
     return {path.stat().st_mtime_ns for path in args.runs_path.glob("*/*/metrics.jsonl")}
 
