@@ -4,14 +4,17 @@ Every row is a process of its own, so that nothing which one sets for its proces
 were tried) helps another; the processes take turns, so that a disturbance of the machine meets them all.
 
 Plain rows: the study's λ-ResNet and torchvision's ResNet as a user gets them, contiguous, with Adam as it comes.
-Our rows: what `main_general.py` trains.
+Our rows: what `main_general.py` trains, on one fixed batch; "augmented" with new images from its loader in each step,
+"compiled" by torch.compile, "no graph" without the CUDA graph that a GPU replays else.
 """
 
+import dataclasses
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count, repeat
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -19,11 +22,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_preprocessing import AugmentedLoader, Batch, Normalisation, PlainLoader
 from fast_layers import folded
 from LabelSmoothing import LabelSmoothing
 from measuring import Timing, peak_memory, seconds
-from model_preparation import PRECISIONS, prepare_training
-from nntrain import compute_gradients, update_parameters
+from model_preparation import PRECISIONS, Training, prepare_training
+from nntrain import TrainingStep
 from reference_networks import build_plain_resnet, build_study_lambda_resnet
 from user_input import UserInput
 
@@ -44,6 +48,13 @@ OURS = {
     "λ-ResNet-50": {"model": "lambda"},
     **{f"hybrid {word}": {"model": "lambda", "stages": word} for word in WORDS},
 }
+# What is timed beside, for the networks that are compared, with the imagenet stem: the variant's settings
+VARIANTS: dict[str, dict[str, Any]] = {
+    "augmented": {},
+    "compiled": {"compile": True},
+    "no graph": {"cuda_graph": False},
+}
+IMAGES = 12_800  # in memory, of the augmented rows
 COMPARED = dict.fromkeys(OURS, "torchvision's ResNet-50") | {"λ-ResNet-50": "the study's λ-ResNet-50"}
 
 
@@ -56,10 +67,24 @@ class Row:
     precision: str
     batch_size: int
     task: str  # train, infer, or infer folded: batch norms folded into the convolutions before them
+    variant: str = ""  # of training; see VARIANTS
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (self.network, self.variant, "folded" if "folded" in self.task else "")))
 
     @property
     def label(self) -> str:
-        return f"{self.network}, {self.stem} stem, {self.precision}" + (", folded" if "folded" in self.task else "")
+        return f"{self.name}, {self.stem} stem, {self.precision}"
+
+
+class Prepared(NamedTuple):
+    """What is timed, and the same in two other forms to measure what cannot be measured of it."""
+
+    step: Callable[[], object]
+    single: Callable[[], object]  # operation by operation, and not a CUDA graph, of whose replay no memory is seen
+    plain: Callable[[], object]  # nor compiled: of that no FLOPs are seen
+    model: nn.Module
 
 
 class Description(NamedTuple):
@@ -88,14 +113,22 @@ def rows(device: torch.device, quick: bool, tasks: list[str]) -> list[Row]:
         networks, stems = [*PLAIN, *OURS], ["imagenet", "cifar"]
         precisions = ["fp32", "bf16", "fp16"] if device.type == "cuda" else ["fp32", "bf16"]
     return [
-        Row(network, stem, precision, 128 if device.type == "cuda" else BATCH_SIZES[stem], task)
+        Row(network, stem, precision, 128 if device.type == "cuda" else BATCH_SIZES[stem], task, variant)
         for stem in stems
         for precision in precisions
         for task in tasks
         for network in networks
         # the plain rows are what a plain user has: float32, nothing folded
         if network in OURS or (precision == "fp32" and "folded" not in task)
+        for variant in ("", *(_variants(device, precision) if (task, stem) == ("train", "imagenet") else ()))
+        if not variant or (network in ("ResNet-50", "λ-ResNet-50") and not quick)
     ]
+
+
+def _variants(device: torch.device, precision: str) -> list[str]:
+    if device.type == "cuda":
+        return list(VARIANTS)
+    return ["augmented", "compiled"] if precision == "fp32" else []
 
 
 def _benchmark(device: torch.device, quick: bool, tasks: list[str]) -> dict[str, Any]:
@@ -152,40 +185,62 @@ def serve(pipe: Connection, row: Row, device_name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     torch.manual_seed(0)
-    step, model = prepare(row, device)
+    prepared = prepare(row, device)
     for _ in range(WARM_UP):
-        step()
+        prepared.step()
     with FlopCounterMode(display=False) as counter:
-        step()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    pipe.send(Description(parameters, counter.get_total_flops(), peak_memory(step, device)))
+        prepared.plain()
+    parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
+    pipe.send(Description(parameters, counter.get_total_flops(), peak_memory(prepared.single, device)))
     while pipe.recv() == "time":
-        pipe.send(1e3 * seconds(step, device))
+        pipe.send(1e3 * seconds(prepared.step, device))
 
 
-def prepare(row: Row, device: torch.device) -> tuple[Callable[[], object], nn.Module]:
-    """The step of a row, on one fixed batch, and its network."""
+def prepare(row: Row, device: torch.device) -> Prepared:
+    """The step of a row, on one fixed batch where it is not augmented, and its network."""
     images = torch.randn(row.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     labels = torch.randint(CLASSES, (row.batch_size,), device=device)
     if row.network in PLAIN:
         model = PLAIN[row.network](row.stem).to(device)
         if row.task == "train":
             optimizer = torch.optim.Adam(model.parameters(), 5e-4, (0.9, 0.9999), weight_decay=1e-4)
-            return plain_step(model, images, labels, optimizer), model
-        return inference(model.eval(), images, device, None), model
-    args = UserInput(stem=row.stem, precision=row.precision, dataset="digits", **OURS[row.network])
+            step = plain_step(model, images, labels, optimizer)
+        else:
+            step = inference(model.eval(), images, device, None)
+        return Prepared(step, step, step, model)
+    settings = OURS[row.network] | VARIANTS.get(row.variant, {})
+    args = UserInput(stem=row.stem, precision=row.precision, dataset="digits", batch_size=row.batch_size, **settings)
     training = prepare_training(args, CLASSES, device)
-    images = images.contiguous(memory_format=torch.channels_last)
     if row.task == "train":
-        training.model.train()
-
-        def step() -> None:
-            compute_gradients(training, images, labels)
-            update_parameters(training)
-
-        return step, training.model
+        fixed = images.contiguous(memory_format=torch.channels_last), labels
+        return training_steps(
+            training, augmented(row.batch_size, device) if row.variant == "augmented" else repeat(fixed)
+        )
     model = folded(training.model) if "folded" in row.task else training.model.eval()
-    return inference(model, images, device, PRECISIONS[row.precision]), model
+    step = inference(model, images.contiguous(memory_format=torch.channels_last), device, PRECISIONS[row.precision])
+    return Prepared(step, step, step, model)
+
+
+def training_steps(training: Training, batches: Iterator[Batch]) -> Prepared:
+    """A step as `main_general.py` takes it."""
+    training.model.train()
+    step = TrainingStep(training)
+    plain = TrainingStep(dataclasses.replace(training, parallel=training.model))
+    return Prepared(
+        lambda: step(*next(batches)),
+        lambda: step.take(*next(batches)),
+        lambda: plain.take(*next(batches)),
+        training.model,
+    )
+
+
+def augmented(batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Batches of random images from the loader of small images, epoch after epoch."""
+    pixels = torch.randint(256, (IMAGES, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(CLASSES, (IMAGES,), device=device)
+    plain = PlainLoader(pixels, labels, batch_size, Normalisation((0.5,) * 3, (0.25,) * 3))
+    loader = AugmentedLoader.of(plain, seed=0, flip=True)
+    return chain.from_iterable(loader.batches(epoch) for epoch in count(1))
 
 
 def plain_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer):
@@ -225,7 +280,10 @@ def result(row: Row, description: Description, times: list[float]) -> dict[str, 
     median, (low, _, high) = statistics.median(times), statistics.quantiles(times, n=4)
     return {
         "row": row.label,
-        **{name: getattr(row, name) for name in ("network", "stem", "precision", "batch_size", "task")},
+        **{
+            name: getattr(row, name)
+            for name in ("name", "network", "stem", "precision", "batch_size", "task", "variant")
+        },
         "step_ms": Timing(median, low, high)._asdict(),
         "images_per_second": row.batch_size / median * 1e3,
         "parameters": description.parameters,
@@ -242,9 +300,8 @@ def print_rows(results: list[dict[str, Any]], rates: dict[str, float]) -> None:
     for row in sorted(results, key=lambda row: row["step_ms"]["median"]):
         spread = "{median:.1f} ({low:.1f} to {high:.1f})".format(**row["step_ms"])
         share = row["flops"] / row["step_ms"]["median"] * 1e3 / rates[row["precision"]]
-        name = row["network"] + (", folded" if "folded" in row["task"] else "")
         print(
-            f"  {name:34}{spread:>22}{row['images_per_second']:>10.0f}{row['peak_memory_mib']:>10.0f}"
+            f"  {row['name']:34}{spread:>22}{row['images_per_second']:>10.0f}{row['peak_memory_mib']:>10.0f}"
             f"{row['flops'] / 1e9:>8.1f}{share:>16.0%}"
         )
 

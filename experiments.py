@@ -41,7 +41,7 @@ from experiment_runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, 
 from interruption import StopRequest
 from measuring import seconds
 from model_preparation import choose_precision, describe_device, find_device, prepare_training
-from nntrain import compute_gradients, update_parameters
+from nntrain import TrainingStep
 from run_folder import shown
 from user_input import project_path
 
@@ -446,10 +446,11 @@ def measure_epoch(run: Run, device: torch.device) -> float:
     images = torch.randn(batch, 3, args.image_size, args.image_size, device=device)
     images, labels = images.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long().to(device)
 
+    step = TrainingStep(training)
+
     def train() -> None:
         training.model.train()
-        compute_gradients(training, images, labels)
-        update_parameters(training)
+        step(images, labels)
 
     @torch.inference_mode()
     def test() -> None:

@@ -771,15 +771,15 @@ def _fourier_output(query: Tensor, value: Tensor, table: Tensor, size: Size) -> 
     b, _, u, v = value.shape
     width = size[-1]
     length = _fourier_length(width, table.shape[-1])
-    matrix = _fourier(length, torch.arange(width), table)  # (2·f, width)
+    matrix = _fourier(length, torch.arange(width, device=table.device), table)  # (2·f, width)
     values = torch.matmul(matrix, value.reshape(b, -1, width, u * v).flip(1))  # (b, rows, 2·f, u·v)
     values = values.reshape(*values.shape[:2], -1, 2, u, v).permute(2, 3, 4, 1, 0, 5)  # (f, 2, u, rows, b, v)
     values = values.reshape(len(values), -1, b * v)
     embedding = _fourier_embedding(table, size[:-1], length)
     # every frequency but 0 stands for its negative, too: the length is odd
-    weight = torch.full((len(values), 2, 1), 2 / length, dtype=torch.float64)
+    weight = matrix.new_full((len(values), 2, 1), 2 / length)
     weight[0] /= 2
-    inverse = (matrix * weight.flatten(0, 1).to(matrix)).t()
+    inverse = (matrix * weight.flatten(0, 1)).t()
     query = query.unflatten(1, (-1, width)).transpose(1, 2).flatten(1, 2)  # (b, width·rows, h, k)
     y = _order(FourierOrder, _fourier_order)(inverse, query, values, embedding)
     return y.unflatten(1, (width, -1)).transpose(1, 2).flatten(1, 2).to(wanted)
@@ -792,7 +792,8 @@ def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
     r = table.shape[-1]
     # turned round, as E[n, m] goes by m - n, and the kernel of a convolution by n - m
     spectrum = table.flatten(2, -2) if rows else table.unsqueeze(2)
-    spectrum = spectrum @ _fourier(length, r // 2 - torch.arange(r), table).t()  # (k, u, offsets, 2·f)
+    offsets = r // 2 - torch.arange(r, device=table.device)
+    spectrum = spectrum @ _fourier(length, offsets, table).t()  # (k, u, offsets, 2·f)
     real, imaginary = spectrum.movedim(-1, 0).unflatten(0, (-1, 2)).unbind(1)  # (f, k, u, offsets)
     parts = torch.stack([real, -imaginary, imaginary, real], dim=1).flip(-1)
     parts = parts.unflatten(-1, table.shape[2:-1] or (1,)).unflatten(1, (2, 2))  # (f, 2, 2, k, u, *offsets)
@@ -833,10 +834,14 @@ class Hankel(torch.autograd.Function):
 
 
 def _fourier(length: int, positions: Tensor, like: Tensor) -> Tensor:
-    """(2·f, positions): cosines and sines of every frequency that a real signal of that length has."""
-    turns = torch.arange(length // 2 + 1).unsqueeze(1) * positions % length
-    angles = turns.double() * (2 * math.pi / length)
-    return torch.stack([angles.cos(), -angles.sin()], dim=1).flatten(0, 1).to(like)
+    """(2·f, positions): cosines and sines of every frequency that a real signal of that length has.
+
+    Made on the device: a copy from the host would make a GPU wait, and cannot be recorded in a CUDA graph.
+    """
+    turns = torch.arange(length // 2 + 1, device=positions.device).unsqueeze(1) * positions % length
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64  # which MPS has not
+    angles = turns.to(wide) * (2 * math.pi / length)
+    return torch.stack([angles.cos(), -angles.sin()], dim=1).flatten(0, 1).to(like.dtype)
 
 
 def _fourier_length(width: int, r: int) -> int:

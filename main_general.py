@@ -38,7 +38,7 @@ from model_preparation import (
     set_determinism,
 )
 from nntest import Evaluation, confusion_matrix, evaluate
-from nntrain import EpochProgress, train_epoch
+from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
 from user_input import UserInput, load_user_input
 
@@ -81,9 +81,10 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))
         state, log = begin_or_resume(args, folder, data, training, facts or {})
+        step = TrainingStep(training)
         with log, tqdm(None, "epochs", args.epochs, False, initial=state.epochs_done, disable=hide_bar()) as bar:
             while state.epochs_done < args.epochs:
-                if run_epoch(data, training, state, stop):
+                if run_epoch(data, step, state, stop):
                     log.epoch(state.rows[-1], total_seconds(state))
                     bar.update()
                 due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs
@@ -130,11 +131,11 @@ def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
     return RunLog(folder, state, data) if is_main() else NoLog()
 
 
-def run_epoch(data: Data, training: Training, state: RunState, stop: StopRequest) -> bool:
+def run_epoch(data: Data, step: TrainingStep, state: RunState, stop: StopRequest) -> bool:
     """Train and test once and move `state` on; False where `stop` ended the epoch early."""
-    epoch = state.epochs_done + 1
+    training, epoch = step.training, state.epochs_done + 1
     reset_peak_memory(training.device)
-    state.progress = train_epoch(training, data.train, epoch, state.progress, stop)
+    state.progress = train_epoch(step, data.train, epoch, state.progress, stop)
     if state.progress.steps < len(data.train):
         return False
     validation = evaluate(training, data.validation, "validation", stop) if data.validation else None

@@ -48,6 +48,7 @@ class Training:
     loss: nn.Module
     device: torch.device
     precision: str  # fp32, bf16 or fp16: `auto` has been settled
+    cuda_graph: bool  # whether a step is to be replayed as a CUDA graph
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -72,8 +73,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizer": _without_graph(self.optimizer.state_dict()),
+            "scheduler": _plain_numbers(self.scheduler.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -85,6 +86,19 @@ class Training:
         self.scheduler.load_state_dict({name: state["scheduler"].get(name, schedule[name]) for name in schedule})
         if state["scaler"]:  # a run without loss scaling may go on where there is, and the other way round
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _without_graph(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as it is without a CUDA graph, which has tensors for learning rates: any device takes it."""
+    for group in optimizer["param_groups"]:
+        group["lr"] = float(group["lr"])
+        if "capturable" in group:
+            group["capturable"] = False
+    return optimizer
+
+
+def _plain_numbers(schedule: dict[str, Any]) -> dict[str, Any]:
+    return schedule | {"_last_lr": [float(rate) for rate in schedule["_last_lr"]]}
 
 
 def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
@@ -140,6 +154,7 @@ def prepare_training(
         loss=LabelSmoothing(args.label_smoothing),
         device=device,
         precision=precision,
+        cuda_graph=args.cuda_graph and device.type == "cuda" and size() == 1,
     )
     if args.compile:
         training.parallel = compile_or_say_why(training, args)

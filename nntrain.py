@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cuda_graph import replayed_or_say_why
 from data_preprocessing import Loader
 from distributed import all_max, all_sum, hide_bar, is_main
 from errors import InputError
@@ -63,74 +64,59 @@ def update_parameters(training: Training) -> None:
     training.optimizer.zero_grad(set_to_none=True)
 
 
-def train_epoch(
-    training: Training,
-    loader: Loader,
-    epoch: int,
-    progress: EpochProgress,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> EpochProgress:
-    """Train for the rest of an epoch, or until `should_stop` says so between two steps.
+class TrainingStep:
+    """A step of training, and what the steps of an epoch come to, all of it on the device: no step waits for another.
 
-    The sums stay on the device until the end: no step waits for the one before. They are in float64, which holds a
-    sum of float32 numbers exactly: so it is the same in whatever parts it was taken, by processes and resumptions.
-
-    Args:
-        epoch: its number, from 1, which fixes the order and the augmentation of the images.
-        progress: what has been done of this epoch already.
-
-    Returns:
-        The progress, which falls short of `len(loader)` steps where it was stopped.
-
-    Raises:
-        NonFinite: naming the epoch and the step at which it occurred first.
-    """
-    training.parallel.train()
-    device, started, steps, images = training.device, time.perf_counter(), progress.steps, 0
-    sums = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    if is_main():  # of what was done before, in one process alone
-        sums += torch.tensor([progress.loss_sum, progress.correct], dtype=sums.dtype).to(device)
-    check = FiniteCheck(training, progress.skipped)
-    batches = loader.batches(epoch, steps)
-    bar = tqdm(batches, f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
-    for pixels, labels in bar:
-        loss, logits = compute_gradients(training, pixels, labels)
-        steps, images = steps + 1, images + len(labels)
-        with torch.no_grad():
-            check.note(steps, loss)
-            sums += torch.stack([loss * len(labels), count_correct(logits, labels)])
-        update_parameters(training)
-        # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
-        if (device.type == "cpu" and check.gradients_failed()) or should_stop():
-            break
-    bar.close()
-    check.raise_first(epoch, len(loader))
-    loss_sum, correct, counted = all_sum(*sums.tolist(), images)
-    seconds = progress.seconds + time.perf_counter() - started
-    return EpochProgress(steps, progress.images + int(counted), loss_sum, int(correct), seconds, int(check.skipped))
-
-
-class FiniteCheck:
-    """Notes the first step whose loss or gradients are not finite, on the device and without waiting for it.
-
-    The loss scaling of fp16 meets infinite gradients in its normal work: it leaves such a step out and halves its
-    scale. Only so many in a row that nothing is left of the scale are a fault.
+    The sums are in float64, which holds a sum of float32 numbers exactly: so it is the same in whatever parts it was
+    taken, by processes and resumptions. The loss scaling of fp16 meets infinite gradients in its normal work: it leaves
+    such a step out and halves its scale. Only so many in a row that nothing is left of the scale are a fault.
     """
 
-    def __init__(self, training: Training, skipped: int) -> None:
+    def __init__(self, training: Training) -> None:
+        device = training.device
+        self.training = training
         self.parameters = list(training.model.parameters())
         self.allowed = SKIPS if training.scaler.is_enabled() else 0
-        self.skipped = torch.tensor(skipped, device=training.device)  # steps in a row, up to now
-        self.first = torch.full((2,), NEVER, device=training.device)  # steps, from 1: of the loss, of the gradients
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        # written in place throughout: a replayed CUDA graph knows tensors by their addresses
+        self.sums = torch.zeros(2, dtype=wide, device=device)  # of losses over the images, and of correct ones
+        self.steps = torch.tensor(0, device=device)
+        self.skipped = torch.tensor(0, device=device)  # steps in a row, up to now
+        self.first = torch.full((2,), NEVER, device=device)  # failed step, from 1: by its loss, by its gradients
+        self.replayed: Callable[[Tensor, Tensor], None] | None = None if training.cuda_graph else self.take
 
-    def note(self, step: int, loss: Tensor) -> None:
+    def begin(self, progress: EpochProgress) -> None:
+        """Count from there on; what was done before is in the sums of one process alone."""
+        for total, before in zip(self.sums, (progress.loss_sum, progress.correct), strict=True):
+            total.fill_(before if is_main() else 0)
+        self.steps.fill_(progress.steps)
+        self.skipped.fill_(progress.skipped)
+        self.first.fill_(NEVER)
+
+    def __call__(self, pixels: Tensor, labels: Tensor) -> None:
+        """Take a step, as a replayed CUDA graph where the settings say so and it works."""
+        if self.replayed is None:
+            counters = [self.sums, self.steps, self.skipped, self.first]
+            self.replayed = replayed_or_say_why(self.take, self.training, counters, pixels, labels)
+        self.replayed(pixels, labels)
+
+    def take(self, pixels: Tensor, labels: Tensor) -> None:
+        """Images (b, 3, s, s) and labels (b,): one step, operation by operation."""
+        loss, logits = compute_gradients(self.training, pixels, labels)
+        with torch.no_grad():
+            self.steps += 1
+            self._check(loss)
+            self.sums += torch.stack([loss * len(labels), count_correct(logits, labels)])
+        update_parameters(self.training)
+
+    def _check(self, loss: Tensor) -> None:
         """Look at a loss and the gradients that it has left, before the optimizer has used them."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # the quickest look at all of them, 0.4 % of a step on a CPU core; where it overflows, no training comes back
         norm = nn.utils.get_total_norm(gradients)
-        self.skipped = torch.where(norm.isfinite(), 0, self.skipped + 1)
+        self.skipped.copy_(torch.where(norm.isfinite(), 0, self.skipped + 1))
         failed = torch.stack([~loss.isfinite(), self.skipped > self.allowed])
-        self.first = self.first.minimum(torch.where(failed, step, NEVER))
+        self.first.copy_(self.first.minimum(torch.where(failed, self.steps, NEVER)))
 
     def gradients_failed(self) -> bool:
         """Whether a step's gradients were not finite, which all processes agree on, having averaged them."""
@@ -145,3 +131,40 @@ class FiniteCheck:
                 f"the {what} not finite at epoch {epoch}, step {first} of {steps}; the checkpoints before it are "
                 "sound: lower initial_lr, or take precision fp32"
             )
+
+
+def train_epoch(
+    step: TrainingStep,
+    loader: Loader,
+    epoch: int,
+    progress: EpochProgress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EpochProgress:
+    """Train for the rest of an epoch, or until `should_stop` says so between two steps.
+
+    Args:
+        epoch: its number, from 1, which fixes the order and the augmentation of the images.
+        progress: what has been done of this epoch already.
+
+    Returns:
+        The progress, which falls short of `len(loader)` steps where it was stopped.
+
+    Raises:
+        NonFinite: naming the epoch and the step at which it occurred first.
+    """
+    training = step.training
+    training.parallel.train()
+    started, steps, images = time.perf_counter(), progress.steps, 0
+    step.begin(progress)
+    bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
+    for pixels, labels in bar:
+        step(pixels, labels)
+        steps, images = steps + 1, images + len(labels)
+        # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
+        if (training.device.type == "cpu" and step.gradients_failed()) or should_stop():
+            break
+    bar.close()
+    step.raise_first(epoch, len(loader))
+    loss_sum, correct, counted = all_sum(*step.sums.tolist(), images)
+    seconds = progress.seconds + time.perf_counter() - started
+    return EpochProgress(steps, progress.images + int(counted), loss_sum, int(correct), seconds, int(step.skipped))

@@ -35,6 +35,7 @@ FREE_ON_RESUME = frozenset(
         "memory_gib",
         "device",
         "compile",
+        "cuda_graph",
         "deterministic",
         "checkpoint_every",
         "resume",
@@ -155,6 +156,9 @@ class UserInput:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = setting(False, "compile the network with torch.compile (one to two minutes at the start)")
+    cuda_graph: bool = setting(
+        True, "on one CUDA GPU, replay the training step as a CUDA graph; where that fails, go on without and say so"
+    )
     deterministic: bool = setting(False, "use only deterministic algorithms: the same result on every run, slower")
 
     # The run's folder

@@ -10,7 +10,12 @@ CPU = torch.device("cpu")
 
 def test_the_plain_rows_stand_beside_ours_in_float32_only() -> None:
     everything = rows(CPU, False, ["train"])
-    assert len(everything) == 2 * (2 * len(OURS) + len(PLAIN))
+    variants = [row for row in everything if row.variant]
+    assert {(row.network, row.variant) for row in variants} == {
+        (network, variant) for network in ("ResNet-50", "λ-ResNet-50") for variant in ("augmented", "compiled")
+    }
+    assert {(row.stem, row.precision) for row in variants} == {("imagenet", "fp32")}
+    assert len(everything) == 2 * (2 * len(OURS) + len(PLAIN)) + len(variants)
     assert {row.precision for row in everything if row.network in PLAIN} == {"fp32"}
     assert {row.network for row in rows(CPU, True, ["infer", "infer folded"])} == {
         *PLAIN,
@@ -19,9 +24,12 @@ def test_the_plain_rows_stand_beside_ours_in_float32_only() -> None:
     }
 
 
-@pytest.mark.parametrize("network", [*PLAIN, "ResNet-50", "λ-ResNet-50", "hybrid CCLL"])
-def test_a_step_trains(network: str) -> None:
-    step, model = prepare(Row(network, "imagenet", "fp32", 2, "train"), CPU)
+@pytest.mark.parametrize(
+    ("network", "variant"),
+    [*((name, "") for name in (*PLAIN, "ResNet-50", "λ-ResNet-50", "hybrid CCLL")), ("λ-ResNet-50", "augmented")],
+)
+def test_a_step_trains(network: str, variant: str) -> None:
+    step, *_, model = prepare(Row(network, "imagenet", "fp32", 2, "train", variant), CPU)
     before = model.fc.weight.clone()
     step()
     assert not torch.equal(model.fc.weight, before)
@@ -32,8 +40,8 @@ def test_folded_and_unfolded_inference_give_the_same_logits() -> None:
     results = []
     for task in ("infer", "infer folded"):
         torch.manual_seed(0)
-        step, _ = prepare(Row("λ-ResNet-50", "imagenet", "fp32", 2, task), CPU)
-        results.append(step())
+        prepared = prepare(Row("λ-ResNet-50", "imagenet", "fp32", 2, task), CPU)
+        results.append(prepared.step())
     assert results[0].shape == (2, 10)
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
 

@@ -25,6 +25,7 @@ from data_preprocessing import (
     StreamLoader,
     class_count,
     crop_and_flip,
+    evaluation_batch,
     load_data,
     measure_normalisation,
     training_count,
@@ -309,3 +310,10 @@ def test_more_training_images_than_there_are_is_refused(fraction: float, count: 
     assert training_count(args) == count == len(load_data(args, CPU).train.labels)
     with pytest.raises(InputError, match=f"training_images: {count + 1} is not allowed; there are {count} to train on"):
         load_data(dataclasses.replace(args, training_images=count + 1), CPU)
+
+
+def test_a_gpu_is_tested_on_larger_batches() -> None:
+    args = UserInput(batch_size=96)
+    assert evaluation_batch(args, CPU) == 96
+    assert evaluation_batch(args, torch.device("cuda")) == 1024
+    assert evaluation_batch(dataclasses.replace(args, image_size=224), torch.device("cuda")) == 96

@@ -22,7 +22,7 @@ from model_preparation import (
     prepare_training,
 )
 from nntest import evaluate
-from nntrain import SKIPS, EpochProgress, NonFinite, train_epoch
+from nntrain import SKIPS, EpochProgress, NonFinite, TrainingStep, train_epoch
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
 
@@ -130,7 +130,7 @@ def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
         plain.step()
         losses.append(loss.item())
         correct += sum(int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True))
-    progress = train_epoch(training, Batches(*batches), 1, EpochProgress())
+    progress = train_epoch(TrainingStep(training), Batches(*batches), 1, EpochProgress())
     assert (progress.steps, progress.images, progress.correct) == (2, 12, correct)
     assert progress.loss == pytest.approx(sum(losses) / 2, rel=1e-6)
     for (name, ours), theirs in zip(training.model.named_parameters(), parameters, strict=True):
@@ -142,7 +142,7 @@ def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
 def test_the_test_counts_every_image_once_and_each_alone() -> None:
     training = small_training()
     images, labels = batch(11)
-    train_epoch(training, Batches((images, labels)), 1, EpochProgress())
+    train_epoch(TrainingStep(training), Batches((images, labels)), 1, EpochProgress())
     whole = evaluate(training, Batches((images, labels)))
     parts = evaluate(training, Batches(*zip(images.split(4), labels.split(4), strict=True)))
     singles = evaluate(training, Batches(*zip(images.split(1), labels.split(1), strict=True)))
@@ -166,11 +166,11 @@ def test_the_test_changes_nothing() -> None:
 def test_an_epoch_in_two_parts_is_the_epoch_in_one() -> None:
     batches = Batches(*(batch(4, seed) for seed in range(4)))
     whole, parted = small_training(), small_training()
-    expected = train_epoch(whole, batches, 1, EpochProgress())
+    expected = train_epoch(TrainingStep(whole), batches, 1, EpochProgress())
     stops = iter([False, True])
-    first = train_epoch(parted, batches, 1, EpochProgress(), lambda: next(stops))
+    first = train_epoch(TrainingStep(parted), batches, 1, EpochProgress(), lambda: next(stops))
     assert first.steps == 2
-    second = train_epoch(parted, batches, 1, first)
+    second = train_epoch(TrainingStep(parted), batches, 1, first)
     assert dataclasses.replace(second, seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
     for one, other in zip(whole.model.state_dict().values(), parted.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     bad = torch.full_like(images, math.inf)
     loader = Batches((images, labels), (images, labels), (bad, labels), (images, labels))
     with pytest.raises(NonFinite, match="the loss is not finite at epoch 7, step 3 of 4"):
-        train_epoch(training, loader, 7, EpochProgress())
+        train_epoch(TrainingStep(training), loader, 7, EpochProgress())
 
 
 class GradientOf(torch.autograd.Function):
@@ -215,13 +215,13 @@ def test_gradients_that_are_not_finite_are_named(factor: float) -> None:
     training = small_training()
     training.loss = SpoiltLoss(1.0, factor, 1.0)
     with pytest.raises(NonFinite, match="the gradients are not finite at epoch 7, step 2 of 5"):
-        train_epoch(training, Batches(*[batch(4)] * 5), 7, EpochProgress())
+        train_epoch(TrainingStep(training), Batches(*[batch(4)] * 5), 7, EpochProgress())
 
 
 def test_loss_scaling_skips_steps_unmolested() -> None:
     training = small_training()
     training.scaler, training.loss = torch.amp.GradScaler("cpu"), SpoiltLoss(math.inf, math.inf, 1.0)
-    progress = train_epoch(training, Batches(*[batch(4)] * 4), 1, EpochProgress())
+    progress = train_epoch(TrainingStep(training), Batches(*[batch(4)] * 4), 1, EpochProgress())
     assert (progress.steps, progress.skipped) == (4, 0)
     assert training.scaler.get_scale() == 2.0**14
 
@@ -230,17 +230,18 @@ def test_loss_scaling_that_comes_to_nothing_is_named() -> None:
     training = small_training()
     training.scaler, training.loss = torch.amp.GradScaler("cpu"), SpoiltLoss(math.nan)
     before = {name: value.clone() for name, value in training.model.named_parameters()}
-    progress = train_epoch(training, Batches(*[batch(2)] * 30), 1, EpochProgress())
+    progress = train_epoch(TrainingStep(training), Batches(*[batch(2)] * 30), 1, EpochProgress())
     assert progress.skipped == 30
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
     with pytest.raises(NonFinite, match=f"the gradients are not finite at epoch 2, step {SKIPS - 30 + 1} of 30"):
-        train_epoch(training, Batches(*[batch(2)] * 30), 2, EpochProgress(skipped=progress.skipped))
+        train_epoch(TrainingStep(training), Batches(*[batch(2)] * 30), 2, EpochProgress(skipped=progress.skipped))
 
 
 def test_bf16_trains_like_fp32() -> None:
     batches = Batches(*(batch(16, seed=1) for _ in range(4)))
     results = [
-        train_epoch(small_training(precision=name), batches, 1, EpochProgress()).loss for name in ("fp32", "bf16")
+        train_epoch(TrainingStep(small_training(precision=name)), batches, 1, EpochProgress()).loss
+        for name in ("fp32", "bf16")
     ]
     assert results[1] == pytest.approx(results[0], rel=0.02)
     assert results[1] != results[0]
@@ -261,7 +262,7 @@ def test_the_network_learns_from_real_digits() -> None:
     data = load_data(args, CPU)
     training = prepare_training(args, 10, CPU)
     for epoch in range(1, 4):
-        train_epoch(training, data.train, epoch, EpochProgress())
+        train_epoch(TrainingStep(training), data.train, epoch, EpochProgress())
         training.end_epoch()
     assert evaluate(training, data.test).top1 > 45.0  # 67 when written; 10 by chance
 
@@ -276,7 +277,7 @@ def test_optimizers_hold_every_parameter() -> None:
 
 def one_epoch(**settings) -> Training:
     training = small_training(stages="CCCL", batch_size=32, optimizer="sgd", **settings)
-    train_epoch(training, Batches(batch(32)), 0, EpochProgress())
+    train_epoch(TrainingStep(training), Batches(batch(32)), 0, EpochProgress())
     return training
 
 

@@ -12,7 +12,7 @@ from user_input import UserInput, load_user_input
 
 PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual
 bn_momentum dataset data_dir image_size batch_size workers training_images validation_fraction epochs
-warmup_epochs optimizer initial_lr weight_decay label_smoothing seed device precision compile deterministic
+warmup_epochs optimizer initial_lr weight_decay label_smoothing seed device precision compile cuda_graph deterministic
 runs_dir checkpoint_every resume""".split()
 
 
