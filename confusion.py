@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 MOST_NUMBERED = 20  # classes up to which each cell says its number
@@ -24,6 +23,8 @@ def as_csv(counts: Tensor, classes: Sequence[str]) -> bytes:
 
 def as_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
     """counts (true classes, predicted classes) -> a figure; the diagonal has what is right."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # here, since it takes a second to import
+
     side = 3.0 + min(9.0, 0.35 * len(classes))
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     FigureCanvasAgg(figure)

@@ -27,8 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
@@ -224,6 +222,8 @@ def _image_folder(folder: Path) -> ImageFolder:
 
 
 def _digits(args: UserInput) -> tuple[ImageSet, ImageSet, list[str]]:
+    from sklearn.datasets import load_digits  # here, since it takes a second to import, and most runs do without
+
     digits = load_digits()
     everything = ImageSet(
         partial(_digit, (digits.images * (255 / 16)).round().astype(np.uint8)), digits.target.astype(np.int64)
@@ -273,6 +273,8 @@ def _split(image_set: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | N
     """Hold back a stratified share of the images, the same ones every time."""
     if fraction == 0.0:
         return image_set, None
+    from sklearn.model_selection import train_test_split  # as in `_digits`
+
     everything = np.arange(len(image_set.labels))
     try:
         kept, held_back = train_test_split(

@@ -46,6 +46,7 @@ NOT_EXECUTED = {
     r"ruff .*|mypy|pytest.*|\.ci/run": "CI is this command",
     r"python tests/(full_suite|fault_injection|fuzzing|soak|distributed_runs)\.py.*": "takes minutes; pytest has short "
     "ones of the same",
+    r"python tests/gpu_checks\.py": "takes a CUDA GPU; pytest has the same of the CPU",
     r"python main_general\.py .*--resume runs/Lambda/<run>.*": "names no run; test_main_general.py resumes real ones",
 }
 PYTHON_NOT_EXECUTED = {

@@ -31,7 +31,7 @@ def perturb(layer: nn.Module) -> nn.Module:
 def value_and_gradients(function, layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     x = x.clone().requires_grad_()
     y = function(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape).cos()
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).reshape(y.shape).cos()
     return [y, *torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()])]
 
 
