@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fast_layers import keep_freed_memory
-from lambda_layer import LambdaLayer, Tiling, Way, choose_way, cost
+from lambda_layer import COSTS, LambdaLayer, Size, Tiling, Way, choose_way, cost
 from measuring import MEMORY_HOW, measure, peak_memory
 
 
@@ -33,10 +33,11 @@ class Case(NamedTuple):
         size = None if self.scope else self.side
         return LambdaLayer(self.dim, scope=self.scope, input_size=size, intra_depth=self.intra_depth)
 
-    def rule_arguments(self, layer: LambdaLayer) -> tuple:
-        sides = (min(self.scope or math.inf, 2 * self.side - 1),) * 2
-        depths = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
-        return (self.side, self.side), sides, *depths
+    def rule_arguments(self, layer: LambdaLayer) -> tuple[Size, Size, int, int, int, int]:
+        """What `choose_way` and `cost` take: size, scope, h, k, v, u."""
+        everything = 2 * self.side - 1
+        sides = (min(self.scope or everything, everything),) * 2
+        return (self.side,) * 2, sides, layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
 
 
 SCOPES = (7, 23, None)
@@ -112,7 +113,7 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     n = math.prod(size)
     kind = device.type
     chosen = chosen_ways(arguments, kind)
-    estimated = lambda way, backward: cost(way, *arguments, device=kind, backward=backward)  # noqa: E731
+    estimated = lambda way, backward: cost(way, *arguments, costs=COSTS[kind, backward])  # noqa: E731
     modules, left_out = {"chosen": layer}, {}
     for way in sorted({*forced_ways(size), *chosen.values()}):
         times = min(

@@ -934,7 +934,8 @@ def _cheapest(
     if not only_whole:
         ways = [way for way in [*ways, Way("fourier")] if _expanded(way, size, scope, k, u) <= MOST_EXPANDED]
         ways += [Way("convolution"), Way("fft")]
-    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, device=device, backward=backward))
+    costs = COSTS.get((device, backward), COSTS["cuda", backward])
+    return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, costs))
 
 
 def _expanded(way: Way, size: Size, scope: Size, k: int, u: int) -> int:
@@ -945,20 +946,11 @@ def _expanded(way: Way, size: Size, scope: Size, k: int, u: int) -> int:
     return math.prod(way.tile) * math.prod(Tiling(size, way.tile, scope).context()) * k * u
 
 
-def cost(
-    way: Way,
-    size: Size,
-    scope: Size,
-    h: int,
-    k: int,
-    v: int,
-    u: int,
-    *,
-    device: str = "cpu",
-    backward: bool = True,
-) -> float:
-    """Nanoseconds for forward, or forward and backward, of one image, projections and norms left out."""
-    costs = COSTS.get((device, backward), COSTS["cuda", backward])
+def cost(way: Way, size: Size, scope: Size, h: int, k: int, v: int, u: int, costs: Costs) -> float:
+    """Nanoseconds for forward, or forward and backward, of one image, projections and norms left out.
+
+    Linear in the costs, by which `fit_costs.py` finds them.
+    """
     position_lambda = costs.position_lambda * math.prod(size) * k * v
     if way.name == "convolution":
         return costs.convolution_product * math.prod(size) * math.prod(scope) * u * k * v + position_lambda
