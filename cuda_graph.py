@@ -6,6 +6,7 @@ other images and with another learning rate, before it is trusted. All that the 
 changed is put back: the run begins as if there had been none.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,9 +33,12 @@ def replayed_or_say_why(
     """
     before, rates = Snapshot(training, counters), _rates(training)
     try:
-        _put_rates_on_device(training)
-        replay = Replay(take, pixels, labels)
-        _compare(take, replay, before, pixels, labels)
+        with warnings.catch_warnings():
+            # that the optimizer takes steps which are not recorded: to warm up, and to be compared with
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
+            _put_rates_on_device(training)
+            replay = Replay(take, pixels, labels)
+            _compare(take, replay, before, pixels, labels)
         return replay
     except Exception as error:  # whatever a driver, a kernel or a network of one's own finds amiss: there is no list
         reason = next(iter(str(error).splitlines()), "").strip()
@@ -89,7 +93,7 @@ class Snapshot:
         for tensor in self._changing():
             if id(tensor) in self.kept:
                 tensor.copy_(self.kept[id(tensor)])
-            else:  # what the optimizer has made since then begins with zeros: moments, momentum, numbers of steps
+            else:  # what the optimizer has made since then begins with zeros: moments, numbers of steps
                 tensor.zero_()
         if self.scaler:
             self.training.scaler.load_state_dict(self.scaler)

@@ -202,7 +202,11 @@ def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:
     """The optimizer, in its fused form: one kernel over all parameters, and no wait for the loss scale."""
     options: dict[str, Any] = {"lr": args.initial_lr, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "sgd":
-        return optim.SGD(model.parameters(), momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
+        sgd = optim.SGD(model.parameters(), momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
+        for parameter in model.parameters() if args.momentum else ():
+            # the first step makes them otherwise, and leaves them unwritten where fp16's loss scaling skips it
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer]
     return kind(model.parameters(), betas=(args.momentum, args.beta2), **options)
 

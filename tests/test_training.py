@@ -111,7 +111,7 @@ def test_label_smoothing_is_the_formula() -> None:
 def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
     args = UserInput(depth=26, dataset="digits", image_size=16, device="cpu", optimizer=optimizer, initial_lr=0.01)
     training = prepare_training(args, 10, CPU)
-    training.model.double()
+    training.optimizer = make_optimizer(args, training.model.double())
     torch.manual_seed(args.seed)
     model = build_lambda_resnet(26, image_size=16, num_classes=10).double()
     parameters = list(model.parameters())
@@ -218,8 +218,17 @@ def test_gradients_that_are_not_finite_are_named(factor: float) -> None:
         train_epoch(TrainingStep(training), Batches(*[batch(4)] * 5), 7, EpochProgress())
 
 
-def test_loss_scaling_skips_steps_unmolested() -> None:
-    training = small_training()
+@pytest.fixture
+def unwritten_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.usefixtures("unwritten_memory_is_nan")
+def test_loss_scaling_skips_steps_unmolested(optimizer: str) -> None:
+    training = small_training(optimizer=optimizer)
     training.scaler, training.loss = torch.amp.GradScaler("cpu"), SpoiltLoss(math.inf, math.inf, 1.0)
     progress = train_epoch(TrainingStep(training), Batches(*[batch(4)] * 4), 1, EpochProgress())
     assert (progress.steps, progress.skipped) == (4, 0)
