@@ -685,9 +685,7 @@ class FourierOrder(torch.autograd.Function):
         y = query.new_empty(b, n, h, values.shape[2] // b)
         lambdas = FourierLambdas(inverse, query, values, embedding)
         for images, columns in lambdas.chunks:
-            position_lambda = lambdas.from_values(columns)
-            for i in images:
-                torch.bmm(query[i], position_lambda[:, :, i - images.start], out=y[i])
+            torch.bmm(query[images].flatten(0, 1), lambdas.from_values(columns), out=y[images].flatten(0, 1))
         return y
 
     @staticmethod
@@ -706,12 +704,11 @@ class FourierOrder(torch.autograd.Function):
         grad_embedding = torch.empty_like(embedding)
         lambdas = FourierLambdas(inverse, query, values, embedding)
         for images, columns in lambdas.chunks:
+            q, g = query[images].flatten(0, 1), grad[images].flatten(0, 1)
             position_lambda = lambdas.from_values(columns)
-            for i in images:
-                torch.bmm(grad[i], position_lambda[:, :, i - images.start].transpose(1, 2), out=grad_query[i])
-            for i in images:  # from here on it is its gradient
-                lambdas.put_gradient(position_lambda[:, :, i - images.start], query[i].transpose(1, 2), grad[i])
-            spectrum = lambdas.spectrum_gradient()  # (f, 2·rows·k, images·v)
+            torch.bmm(g, position_lambda.transpose(1, 2), out=grad_query[images].flatten(0, 1))
+            torch.bmm(q.transpose(1, 2), g, out=position_lambda)  # from here on it is its gradient
+            spectrum = lambdas.spectrum_gradient(position_lambda)  # (f, 2·rows·k, images·v)
             grad_values[:, :, columns] = torch.bmm(embedding.transpose(1, 2), spectrum)
             _accumulate(grad_embedding, images.start == 0, spectrum, values[:, :, columns].transpose(1, 2))
         return grad_query, grad_values, grad_embedding
@@ -726,34 +723,41 @@ class FourierLambdas:
         self.inverse, self.values, self.embedding = inverse, values, embedding
         most = CACHED if query.device.type == "cpu" else DEVICE_CHUNK
         each = min(b, max(1, most // (self.n * self.k * self.v)))
-        images = [range(start, min(start + each, b)) for start in range(0, b, each)]
+        images = [slice(start, min(start + each, b)) for start in range(0, b, each)]
         self.chunks = [(some, slice(some.start * self.v, some.stop * self.v)) for some in images]
         self.spectrum = query.new_empty(len(embedding) * embedding.shape[1] * each * self.v)
-        self.positions = query.new_empty(self.n * self.k * each * self.v)
+        self.by_position = query.new_empty(self.n * self.k * each * self.v)
+        self.by_image = torch.empty_like(self.by_position) if each > 1 else self.by_position
 
     def from_values(self, columns: slice) -> Tensor:
-        """(w·rows, k, images, v)"""
+        """(images·w·rows, k, v)"""
         values = self.values[:, :, columns]
-        self.spectrum = self.spectrum[: len(values) * self.embedding.shape[1] * values.shape[2]]
-        self.positions = self.positions[: self.n * self.k * values.shape[2]]
-        spectrum = self.spectrum.view(len(values), -1, values.shape[2])
+        spectrum, by_position, by_image = self._views(values.shape[2])
         torch.bmm(self.embedding, values, out=spectrum)
-        torch.mm(self.inverse, self.spectrum.view(self.inverse.shape[1], -1), out=self._by_width())
-        return self.positions.view(self.n, self.k, -1, self.v)
+        torch.mm(self.inverse, spectrum.view(self.inverse.shape[1], -1), out=by_position.view(len(self.inverse), -1))
+        if self.by_image is not self.by_position:
+            by_image.copy_(by_position.permute(2, 0, 1, 3))
+        return by_image.flatten(0, 1)
 
-    def put_gradient(self, place: Tensor, query: Tensor, grad: Tensor) -> None:
-        if place.is_contiguous():
-            torch.bmm(query, grad, out=place)
-        else:  # into strided memory, PyTorch makes the products of a batch one by one
-            place.copy_(torch.bmm(query, grad))
+    def spectrum_gradient(self, grad: Tensor) -> Tensor:
+        """From the gradient of what `from_values` has given, in its place: (f, 2·rows·k, images·v)"""
+        spectrum, by_position, by_image = self._views(len(grad) // self.n * self.v)
+        if self.by_image is not self.by_position:
+            by_position.copy_(by_image.permute(1, 2, 0, 3))
+        torch.mm(
+            self.inverse.t(), by_position.view(len(self.inverse), -1), out=spectrum.view(self.inverse.shape[1], -1)
+        )
+        return spectrum
 
-    def spectrum_gradient(self) -> Tensor:
-        """From the gradient of the position lambdas, which stands in their place: (f, 2·rows·k, images·v)"""
-        torch.mm(self.inverse.t(), self._by_width(), out=self.spectrum.view(self.inverse.shape[1], -1))
-        return self.spectrum.view(len(self.values), self.embedding.shape[1], -1)
-
-    def _by_width(self) -> Tensor:
-        return self.positions.view(len(self.inverse), -1)
+    def _views(self, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(f, 2·rows·k, images·v), (w·rows, k, images, v) and (images, w·rows, k, v), of so many images·v."""
+        count = self.n * self.k * columns
+        spectrum = self.spectrum[: len(self.embedding) * self.embedding.shape[1] * columns]
+        return (
+            spectrum.view(len(self.embedding), -1, columns),
+            self.by_position[:count].view(self.n, self.k, -1, self.v),
+            self.by_image[:count].view(-1, self.n, self.k, self.v),
+        )
 
 
 def _fourier_order(inverse: Tensor, query: Tensor, values: Tensor, embedding: Tensor) -> Tensor:
