@@ -15,7 +15,7 @@ import torch
 from benchmark_layer import benchmark_layer
 from benchmark_network import benchmark_infer, benchmark_train
 from benchmark_scaling import benchmark_scaling, plot
-from errors import Parser, one_line_errors
+from errors import InputError, Parser, one_line_errors
 from measuring import write_report
 from model_preparation import describe_device, find_device
 
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--quick", action="store_true", help="a few rows, in about a minute")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<index> or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     arguments = parser.parse_args(argv)
-    device = find_device(arguments.device)
+    device = choose_device(arguments.device)
     torch.manual_seed(0)
     content = BENCHMARKS[arguments.benchmark](device, arguments.quick)
     name = arguments.benchmark + ("-quick" if arguments.quick else "")
@@ -43,6 +43,16 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.benchmark == "scaling":
         plot(content, describe_device(device), path.with_suffix(".svg"))
     print(f"\nPeak memory: {content['memory']}.\nWritten to {path}")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes cuda where there is one, else the CPU."""
+    device = find_device(name)
+    if device.type == "mps":  # PyTorch does not tell its peak memory
+        if name != "auto":
+            raise InputError(f"device: {name} cannot be measured; takes auto, cpu, cuda or cuda:<index>")
+        device = torch.device("cpu")
+    return device
 
 
 if __name__ == "__main__":

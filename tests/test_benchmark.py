@@ -59,3 +59,10 @@ def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
 def test_bad_command_lines_are_refused_in_one_line(line, says):
     with pytest.raises(InputError, match=says):
         benchmark.main(line.split())
+
+
+def test_on_a_mac_the_cpu_is_measured(monkeypatch):
+    monkeypatch.setattr(benchmark, "find_device", lambda name: torch.device("mps"))
+    assert benchmark.choose_device("auto") == torch.device("cpu")
+    with pytest.raises(InputError, match="device: mps cannot be measured; takes auto, cpu, cuda"):
+        benchmark.choose_device("mps")
