@@ -235,9 +235,11 @@ def networks(experiment: Experiment, chapter: Chapter) -> dict[str, Network]:
     }
 
 
-def begun(experiment: Experiment, chapter: Chapter) -> bool:
-    """Whether there is anything to compare; a lone network may be another experiment's."""
-    return len(networks(experiment, chapter)) > 1
+def begun(name: str, chapter: Chapter) -> bool:
+    """Whether a network of the experiment's own was begun, and not only some that an earlier one has, too."""
+    order = list(EXPERIMENTS)
+    earlier = {run for other in order[: order.index(name)] for run in EXPERIMENTS[other].variations.values()}
+    return any(run.name in chapter.records for run in EXPERIMENTS[name].variations.values() if run not in earlier)
 
 
 # -------------------------------------------------------------------------------------------------- statistics
@@ -407,7 +409,7 @@ def choices_table(found: dict[str, Network]) -> str:
 def section(name: str, chapter: Chapter, folder: Path, link: str) -> str:
     """An experiment under its conditions: tables, differences, figure, what is missing."""
     experiment = EXPERIMENTS[name]
-    if not begun(experiment, chapter):
+    if not begun(name, chapter):
         return ""
     found = networks(experiment, chapter)
     parts = [f"### {name}\n\n{experiment.question}\n"]
@@ -505,7 +507,7 @@ def not_run(chapters: list[Chapter], root: Path) -> str:
     """The experiments of which there is no run at all, with command and estimate."""
     rows = []
     for name, experiment in EXPERIMENTS.items():
-        if any(begun(experiment, chapter) for chapter in chapters):
+        if any(begun(name, chapter) for chapter in chapters):
             continue
         count = len(experiment.variations) * len(experiment.seeds)
         estimates = "; ".join(_estimates(experiment, root)) or "`--dry-run` measures it"
