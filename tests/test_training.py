@@ -267,13 +267,13 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
 
 
 def test_the_network_learns_from_real_digits() -> None:
-    args = UserInput(depth=26, stages="CCLL", dataset="digits", image_size=16, device="cpu", epochs=3, batch_size=32)
+    args = UserInput(depth=26, stages="CCLL", dataset="digits", image_size=16, device="cpu", epochs=3, batch_size=64)
     data = load_data(args, CPU)
     training = prepare_training(args, 10, CPU)
     for epoch in range(1, 4):
         train_epoch(TrainingStep(training), data.train, epoch, EpochProgress())
         training.end_epoch()
-    assert evaluate(training, data.test).top1 > 45.0  # 67 when written; 10 by chance
+    assert evaluate(training, data.test).top1 > 30.0  # 48 when written; 10 by chance
 
 
 def test_optimizers_hold_every_parameter() -> None:
