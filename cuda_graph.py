@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from errors import summary
 from model_preparation import Training
 
 WARM_UP = 3  # steps before the recording: cuDNN tries its kernels, the optimizer makes its state
@@ -41,8 +42,7 @@ def replayed_or_say_why(
             _compare(take, replay, before, pixels, labels)
         return replay
     except Exception as error:  # whatever a driver, a kernel or a network of one's own finds amiss: there is no list
-        reason = next(iter(str(error).splitlines()), "").strip()
-        print(f"CUDA graph: goes on without, since recording a step failed ({type(error).__name__}: {reason})")
+        print(f"CUDA graph: goes on without, since recording a step failed ({summary(error)})")
         _put_rates_back(training, rates)
         return take
     finally:

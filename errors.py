@@ -35,3 +35,8 @@ def one_line_errors() -> Iterator[None]:
 
         tell_once(f"error: {' '.join(str(error).split())}")
         raise SystemExit(EXIT_CODE) from None
+
+
+def summary(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, for a line that tells of it."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '').strip()}"

@@ -19,7 +19,7 @@ from torchvision.models.resnet import ResNet
 
 from data_preprocessing import class_count
 from distributed import is_main, local_rank, size
-from errors import InputError
+from errors import InputError, summary
 from fast_layers import keep_freed_memory, quicken
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
@@ -177,9 +177,8 @@ def compile_or_say_why(training: Training, args: UserInput) -> nn.Module:
             logits = compiled(pixels.contiguous(memory_format=torch.channels_last))
         logits.float().sum().backward()
     except Exception as error:  # the compiler's own, a missing C++ compiler, a driver: there is no list
-        reason = next(iter(str(error).splitlines()), "").strip()
         if is_main():
-            print(f"--compile: goes on without, since torch.compile failed ({type(error).__name__}: {reason})")
+            print(f"--compile: goes on without, since torch.compile failed ({summary(error)})")
         compiled = model
     finally:
         for name, buffer in model.named_buffers():
