@@ -34,7 +34,9 @@ EXECUTED_BY = {
     r"python report.py.*": "test_report.py::",
     r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
     r"python fit_costs.py .*": "test_fit_costs.py::test_the_command_prints",
-    r"python benchmark.py train.*": "test_benchmark_network.py::",
+    r"python benchmark.py train.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py infer.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py scaling.*": "test_benchmark_network.py::test_scaling_reports",
     r"torchrun .*main_general.py .*": "test_distributed.py::",
     r"pip install git\+.*": "test_packaging.py::test_pip_installs",
 }
