@@ -178,10 +178,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     MKL, which `F.linear` calls, reaches 57 to 90 GFLOP/s per core on an AMD CPU, and oneDNN 79 to 103.
     """
-    if not _takes_onednn(x, weight):
-        return F.linear(x, weight, bias)
+    # rows: without gradients, `F.linear` of a strided x multiplies image by image, and copies the weights for each
     rows = x.reshape(-1, x.shape[-1])
-    y = Product.apply(rows, weight, bias)
+    y = Product.apply(rows, weight, bias) if _takes_onednn(x, weight) else F.linear(rows, weight, bias)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -10,9 +10,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import ResNet
 
 from fast_layers import FastConv2d, folded, keep_freed_memory, linear, quicken
+from measuring import peak_memory
 from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
 
+CPU = torch.device("cpu")
 STAGES = ("CCCC", "LLLL", "CCLL")
 STEMS = ("imagenet", "cifar")
 
@@ -247,3 +249,11 @@ def test_gradients_have_the_format_of_their_parameters(memory_format) -> None:
     for name, parameter in model.named_parameters():
         if parameter.shape[2:] != (1, 1):  # whose two formats are one order
             assert parameter.grad.stride() == parameter.stride(), name
+
+
+def test_a_product_without_gradients_does_not_copy_the_weights_for_each_image() -> None:
+    x = torch.randn(64, 4, 4, 64, dtype=torch.bfloat16)[:, ::2, ::2]
+    weight = torch.randn(256, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        held = peak_memory(lambda: linear(x, weight), CPU)
+    assert held < 1.0  # MiB: x and y are 0.16, and the weights for 64 images and two rows 4
