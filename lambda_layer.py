@@ -860,7 +860,7 @@ def _fourier_length(width: int, r: int) -> int:
 
 # the most floats that a chunk's largest intermediate may have
 # on the CPU, 4 MiB: on two cores 2**18 takes up to 5 % less time while they work together swiftly, and 10 to 25 % more
-# on a machine, or in a minute, in which starting and ending a shared operation takes longer
+# in minutes in which short operations on both cores take longer
 CACHED = 2**20
 DEVICE_CHUNK = 2**26  # elsewhere, only to bound the memory: 256 MiB in float32
 
@@ -904,7 +904,8 @@ class Costs(NamedTuple):
     fourier_lambda: float  # one entry of λ_p (b, n, k, v)
 
 
-# cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15.
+# cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15, and then
+# shifted until the choices agreed with one run; on the next run they chose no better than those before the shift.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (device, whether a backward pass follows)
     ("cpu", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
