@@ -8,16 +8,14 @@ b batch · c channels in · o channels out · height, width of the map · n = he
 
 import copy
 import ctypes
-import math
 import sys
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import register_flop_formula
 from torchvision.models.resnet import Bottleneck
+
+from lambda_layer import linear
 
 
 class FastConv2d(nn.Conv2d):
@@ -171,59 +169,3 @@ def _windows(height: int, width: int, rows: range, columns: range) -> list[tuple
         for row in rows
         for column in columns
     ]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x·weightᵀ + bias as `F.linear` has it, (…, c) and (o, c) -> (…, o), by the faster of the CPU's libraries.
-
-    MKL, which `F.linear` calls, reaches 57 to 90 GFLOP/s per core on an AMD CPU, and oneDNN 79 to 103.
-    """
-    # rows: without gradients, `F.linear` of a strided x multiplies image by image, and copies the weights for each
-    rows = x.reshape(-1, x.shape[-1])
-    y = Product.apply(rows, weight, bias) if _takes_onednn(x, weight) else F.linear(rows, weight, bias)
-    return y.view(*x.shape[:-1], weight.shape[0])
-
-
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
-        ONEDNN_LINEAR is not None
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # the compiler chooses among the libraries itself
-    )
-
-
-class Product(torch.autograd.Function):
-    """x·weightᵀ + bias, (m, c), (o, c) and (o) -> (m, o), by oneDNN."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        to_x = Product.apply(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        to_weight = gradient.t() @ x if ctx.needs_input_grad[1] else None  # here MKL is as fast
-        to_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
-        return to_x, to_weight, to_bias
-
-
-def _find_onednn_linear() -> Any:
-    """The operator that PyTorch's compiler calls for a linear layer on the CPU; None where this build has none."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if operator is not None:
-        register_flop_formula(operator)(lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0])
-    return operator
-
-
-ONEDNN_LINEAR = _find_onednn_linear()

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import ResNet
 
-from fast_layers import FastConv2d, folded, keep_freed_memory, linear, quicken
+from fast_layers import FastConv2d, folded, keep_freed_memory, quicken
+from lambda_layer import linear
 from measuring import peak_memory
 from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
@@ -214,6 +215,15 @@ def test_linear_equals_plain(shape: tuple, bias: bool) -> None:
     torch.testing.assert_close(*outputs)
     gradients = [torch.autograd.grad(y.sum(), [g, *plain.parameters()]) for y, g in zip(outputs, given, strict=True)]
     torch.testing.assert_close(*gradients)
+
+
+def test_linear_is_differentiated_twice() -> None:
+    plain, x = nn.Linear(5, 7), torch.randn(4, 5, requires_grad=True)
+    seconds = []
+    for y in (plain(x), linear(x, plain.weight, plain.bias)):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(gradient.square().sum(), [x, *plain.parameters()]))
+    torch.testing.assert_close(*seconds)
 
 
 def test_products_are_counted() -> None:
