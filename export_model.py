@@ -5,11 +5,13 @@
 
 A few seconds for λ-ResNet-26, about a minute for λ-ResNet-50 on two CPU cores. The exported network takes `images`, RGB
 pixels in 0..1 as float32 (b, 3, side, side), any number of them and of the run's size; it normalises them itself and
-gives `logits` (b, classes). The names of the classes go with it: as the metadata `classes`, in JSON, or `classes.json`.
+gives `logits` (b, classes). Its batch norms are folded into the convolutions before them. The names of the classes go
+with it: as the metadata `classes`, in JSON, or `classes.json`.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from errors import InputError, Parser, one_line_errors
+from fast_layers import folded
 from lambda_layer import LambdaLayer, Way, choose_way
 from run_folder import shown
 from trained_network import Classifier, TrainedNetwork, load_network
@@ -43,8 +46,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def export(network: TrainedNetwork) -> ExportedProgram:
-    """The network as a graph, for batches of any size."""
+    """The network as a graph, for batches of any size, its batch norms folded into the convolutions before them."""
     images = torch.rand(EXAMPLES, 3, network.args.image_size, network.args.image_size)
+    network = replace(network, model=folded(network.model))
     with torch.no_grad():
         avoid_fft(network.model, images)
         return torch.export.export(Classifier(network).eval(), (images,), dynamic_shapes=({0: Dim("batch")},))

@@ -351,8 +351,8 @@ ONEDNN_LINEAR = _find_onednn_linear()
 @torch.fx.wrap
 def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | None) -> Size:
     """The lengths of the spatial axes of an input that has `dim` channels and fits a global embedding's `limits`."""
-    if x.dim() != axes + 2 or x.shape[1] != dim:
-        raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {dim}, {axes} length(s))")
+    if x.dim() != axes + 2 or x.shape[1] != dim or 0 in x.shape:
+        raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {dim}, {axes} length(s)), none 0")
     size = tuple(x.shape[2:])
     if limits is None or position == "none" or size == limits:
         return size

@@ -395,7 +395,7 @@ def test_refused_arguments(arguments, message):
         LambdaLayer(8, **arguments)
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4), (0, 8, 4, 4), (2, 8, 4, 0)])
 def test_refused_inputs(shape):
     with pytest.raises(ValueError, match=r"it must be \(batch, 8, 2 length"):
         LambdaLayer(8, scope=3)(torch.zeros(shape))

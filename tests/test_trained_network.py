@@ -147,6 +147,9 @@ def test_exports_give_the_networks_logits(
 ) -> None:
     network = load_network(trained[1].folder)
     program = export_model.export(network)
+    norms = sum("batch_norm" in str(node.target) for node in program.graph.nodes)
+    layers = sum(isinstance(module, LambdaLayer) for module in network.model.modules())
+    assert norms == 3 * layers  # of queries, of values, and after the layer; those after convolutions are folded
     monkeypatch.setattr(export_model, "export", lambda network: program)  # seconds, once
     pixels = torch.randint(0, 256, (5, 40, 40, 3), dtype=torch.uint8)  # another batch than was traced
     images = pixels.permute(0, 3, 1, 2) / 255
