@@ -33,9 +33,14 @@ class FastConv2d(nn.Conv2d):
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 
     def _applies_to(self, x: Tensor) -> bool:
-        """Whether x is a batch on the CPU, and this a convolution of the ordinary kind (a `torch.fx` proxy is no x)."""
+        """Whether x is a batch on the CPU, and this a convolution of the ordinary kind.
+
+        To `torch.fx` and `torch.jit.trace`, which write down what is done for any device, it is a plain convolution.
+        """
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        return plain and isinstance(x, Tensor) and x.device.type == "cpu" and x.dim() == 4
+        if not plain or not isinstance(x, Tensor) or torch.jit.is_tracing():
+            return False
+        return x.device.type == "cpu" and x.dim() == 4
 
     def _is_3x3(self) -> bool:
         return self.kernel_size == (3, 3) and self.padding == (1, 1) and self.dilation == (1, 1)

@@ -301,8 +301,13 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # the compiler chooses among the libraries itself
+        and not _is_recorded()  # the compiler chooses among the libraries itself
     )
+
+
+def _is_recorded() -> bool:
+    """Whether operations are written down: by the compiler, or by `torch.jit.trace`, which can write no Python."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -353,7 +358,7 @@ def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | 
     """The lengths of the spatial axes of an input that has `dim` channels and fits a global embedding's `limits`."""
     if x.dim() != axes + 2 or x.shape[1] != dim or 0 in x.shape:
         raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {dim}, {axes} length(s)), none 0")
-    size = tuple(x.shape[2:])
+    size = _shape(x)[2:]
     if limits is None or position == "none" or size == limits:
         return size
     covers = f"position embedding covers {limits} at most"
@@ -362,6 +367,11 @@ def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | 
     elif all(length <= limit for length, limit in zip(size, limits, strict=True)):
         return size
     raise ValueError(f"input has size {size}; this layer's {covers}: call resize_embedding({size}) first")
+
+
+def _shape(x: Tensor) -> Size:
+    """The shape in numbers, for which `torch.jit.trace` has tensors: by numbers the way is chosen."""
+    return tuple(map(int, x.shape)) if torch.jit.is_tracing() else tuple(x.shape)
 
 
 @torch.fx.wrap
@@ -383,9 +393,8 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
     query (b, n, h, k), value (b, n, u, v), table (k, u, *odd sides) -> (b, n, h, v)
     """
     table = _middle(table, size).to(query.dtype)
-    scope = tuple(table.shape[2:])
-    depths = *query.shape[2:], value.shape[3], value.shape[2]
-    way = way or choose_way(size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled())
+    scope = _shape(table)[2:]
+    way = way or _way_for(query, value, size, scope)
     if way.name == "fourier":
         with torch.autocast(query.device.type, enabled=False):
             return _fourier_output(query, value, table, size)
@@ -404,12 +413,16 @@ def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size,
     query (b, n, h, k), value (b, m, u, v), embedding (n, m, k, u) -> (b, n, h, v)
     """
     scope = tuple(2 * length - 1 for length in size)
-    depths = *query.shape[2:], value.shape[3], value.shape[2]
-    way = way or choose_way(
-        size, scope, *depths, device=query.device.type, backward=torch.is_grad_enabled(), only_whole=True
-    )
+    way = way or _way_for(query, value, size, scope, only_whole=True)
     expanded = embedding.to(query.dtype).transpose(2, 3).flatten(1, 2)  # (n, m·u, k)
     return _tiled_output(way.name, Tiling(size, size, scope), query, value, expanded)
+
+
+def _way_for(query: Tensor, value: Tensor, size: Size, scope: Size, only_whole: bool = False) -> Way:
+    """The rule's choice for queries (b, n, h, k) and values (b, n, u, v); a trace is for use, in forward passes."""
+    (_, _, h, k), (_, _, u, v) = _shape(query), _shape(value)
+    backward = torch.is_grad_enabled() and not torch.jit.is_tracing()
+    return choose_way(size, scope, h, k, v, u, device=query.device.type, backward=backward, only_whole=only_whole)
 
 
 def _middle(table: Tensor, size: Size) -> Tensor:
@@ -656,7 +669,7 @@ def _attention_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Ten
 
 def _order(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
     """The order of work that goes piece by piece, or, for the compiler, the same in one piece."""
-    if not torch.compiler.is_compiling():
+    if not _is_recorded():
         return fast.apply
     return lambda constant, *tensors: _recomputed(partial(plain, constant))(*tensors)
 
@@ -704,7 +717,7 @@ def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     axes = table.dim() - 2
-    scope, size = table.shape[2:], value.shape[3:]
+    scope, size = _shape(table)[2:], _shape(value)[3:]
     padded = [_fft_length(s + r // 2) for s, r in zip(size, scope, strict=True)]
     values = _frequencies(value.to(dtype), padded)  # (b, v, u, *f)
     kernels = _frequencies(table.to(dtype).flip(tuple(range(-axes, 0))), padded)  # (k, u, *f)
@@ -843,7 +856,7 @@ def _fourier_output(query: Tensor, value: Tensor, table: Tensor, size: Size) -> 
     query, value, table = query.to(dtype), value.to(dtype), table.to(dtype)
     b, _, u, v = value.shape
     width = size[-1]
-    length = _fourier_length(width, table.shape[-1])
+    length = _fourier_length(width, _shape(table)[-1])
     matrix = _fourier(length, torch.arange(width, device=table.device), table)  # (2·f, width)
     values = torch.matmul(matrix, value.reshape(b, -1, width, u * v).flip(1))  # (b, rows, 2·f, u·v)
     values = values.reshape(*values.shape[:2], -1, 2, u, v).permute(2, 3, 4, 1, 0, 5)  # (f, 2, u, rows, b, v)
@@ -862,7 +875,7 @@ def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
     """(k, u, *scope) -> (f, 2·rows·k, 2·u·rows): lambdas' real and imaginary parts, from those of values."""
     for axis, side in enumerate(rows, start=2):
         table = F.pad(table.movedim(axis, -1), (side - 1 - table.shape[axis] // 2,) * 2).movedim(-1, axis)
-    r = table.shape[-1]
+    r = _shape(table)[-1]
     # turned round, as E[n, m] goes by m - n, and the kernel of a convolution by n - m
     spectrum = table.flatten(2, -2) if rows else table.unsqueeze(2)
     offsets = r // 2 - torch.arange(r, device=table.device)
@@ -870,7 +883,7 @@ def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
     real, imaginary = spectrum.movedim(-1, 0).unflatten(0, (-1, 2)).unbind(1)  # (f, k, u, offsets)
     parts = torch.stack([real, -imaginary, imaginary, real], dim=1).flip(-1)
     parts = parts.unflatten(-1, table.shape[2:-1] or (1,)).unflatten(1, (2, 2))  # (f, 2, 2, k, u, *offsets)
-    return Hankel.apply(parts)
+    return _matrices(_hankel_view(parts)) if torch.jit.is_tracing() else Hankel.apply(parts)
 
 
 class Hankel(torch.autograd.Function):
@@ -881,14 +894,9 @@ class Hankel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, parts: Tensor) -> Tensor:
-        f, _, _, k, u, *offsets = parts.shape
-        rows = [count // 2 + 1 for count in offsets]
-        for axis, side in enumerate(rows, start=5):
-            parts = parts.unfold(axis, side, 1)  # the last axis is j
-        axes = range(5, 5 + len(rows))
-        parts = parts.permute(0, 1, *axes, 3, 2, 4, *(axis + len(rows) for axis in axes))
-        ctx.shape = parts.shape  # (f, 2, *rows, k, 2, u, *rows)
-        return parts.reshape(f, 2 * math.prod(rows) * k, 2 * u * math.prod(rows))
+        view = _hankel_view(parts)
+        ctx.shape = view.shape
+        return _matrices(view)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -904,6 +912,20 @@ class Hankel(torch.autograd.Function):
                 folded.narrow(j, start, side).add_(grad.select(i, start))
             grad = folded
         return grad
+
+
+def _hankel_view(parts: Tensor) -> Tensor:
+    """(f, 2, 2, k, u, *offsets) -> (f, 2, *rows, k, 2, u, *rows)"""
+    rows = [count // 2 + 1 for count in parts.shape[5:]]
+    for axis, side in enumerate(rows, start=5):
+        parts = parts.unfold(axis, side, 1)  # the last axis is j
+    axes = range(5, 5 + len(rows))
+    return parts.permute(0, 1, *axes, 3, 2, 4, *(axis + len(rows) for axis in axes))
+
+
+def _matrices(view: Tensor) -> Tensor:
+    """(f, 2, *rows, k, 2, u, *rows) -> (f, 2·rows·k, 2·u·rows)"""
+    return view.flatten(1, (view.dim() - 1) // 2).flatten(2)
 
 
 def _fourier(length: int, positions: Tensor, like: Tensor) -> Tensor:
@@ -936,7 +958,7 @@ def _in_chunks(order: Callable, query: Tensor, value: Tensor, embedding: Tensor,
     """The batch in pieces whose largest intermediate (`per_image` floats per image) stays in cache."""
     most = CACHED if query.device.type == "cpu" else DEVICE_CHUNK
     chunk = max(1, most // per_image)
-    if torch.compiler.is_compiling() or chunk >= len(query):
+    if _is_recorded() or chunk >= len(query):
         return order(query, value, embedding)
     chunks = zip(query.split(chunk), value.split(chunk), strict=True)
     return torch.cat([order(queries, values, embedding) for queries, values in chunks])
@@ -944,6 +966,8 @@ def _in_chunks(order: Callable, query: Tensor, value: Tensor, embedding: Tensor,
 
 def _recomputed(order: Callable) -> Callable:
     """`order` whose backward pass computes the lambdas (b, n, k, v) again instead of keeping them."""
+    if torch.jit.is_tracing():
+        return order
 
     def recomputed(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
         return checkpoint(order, query, value, embedding, use_reentrant=False, preserve_rng_state=False)

@@ -236,6 +236,16 @@ def test_products_are_counted() -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("stages", ["CCCC", "LLLL"])
+def test_a_trace_is_of_plain_operations(stages, tmp_path) -> None:
+    model = quicken(make_network(stages)).eval()
+    torch.jit.trace(model, torch.randn(2, 3, 32, 32)).save(tmp_path / "model.pt")
+    loaded, x = torch.jit.load(tmp_path / "model.pt"), torch.randn(3, 3, 32, 32)
+    assert "mkldnn" not in str(loaded.inlined_graph)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_memory_is_kept_or_not_touched() -> None:
     assert keep_freed_memory() in (True, False)
     torch.empty(1 << 21).fill_(1.0)

@@ -287,6 +287,17 @@ def test_exports_with_any_batch(way):
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("way", [None, *SMALL_WAYS])
+def test_a_trace_is_saved_and_takes_any_batch(way, tmp_path):
+    torch.manual_seed(0)
+    layer = LambdaLayer(4, scope=3, intra_depth=2).eval()
+    layer._way = way
+    torch.jit.trace(layer, torch.randn(3, 4, 4, 5)).save(tmp_path / "layer.pt")
+    x = torch.randn(2, 4, 4, 5)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "layer.pt")(x), layer(x))
+
+
 @pytest.mark.parametrize("way", SMALL_WAYS)
 def test_double_backward(way):
     torch.manual_seed(0)
