@@ -668,7 +668,7 @@ def _attention_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Ten
 
 
 def _order(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
-    """The order of work that goes piece by piece, or, for the compiler, the same in one piece."""
+    """The order of work that goes piece by piece, or, where operations are recorded, the same in one piece."""
     if not _is_recorded():
         return fast.apply
     return lambda constant, *tensors: _recomputed(partial(plain, constant))(*tensors)
