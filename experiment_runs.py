@@ -24,6 +24,7 @@ from checkpoints import write_atomically
 from data_preprocessing import training_count
 from errors import InputError, one_line_errors
 from experiment_networks import NETWORKS
+from log_data import CONFUSION, drop_embeddings
 from main_general import main
 from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
@@ -179,7 +180,11 @@ class Record:
         """`done`, `cut off`, or the kind of its failure."""
         if self.failure:
             return self.failure["kind"]
-        return "done" if len(self.rows) >= self.config["settings"]["epochs"] else "cut off"
+        if len(self.rows) < self.config["settings"]["epochs"]:
+            return "cut off"
+        # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
+        owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()
+        return "cut off" if owed else "done"
 
     @property
     def seed(self) -> int:
@@ -252,8 +257,9 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
             if result.stopped_by is not None:
                 return result.stopped_by
     if not keep_checkpoints:
-        for checkpoints in run.folder.glob(f"*/*/{CHECKPOINTS}"):
-            shutil.rmtree(checkpoints)
+        for folder in run.folder.glob("*/*/"):
+            drop_embeddings(folder)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return None
 
 

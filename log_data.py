@@ -15,6 +15,9 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -31,6 +34,8 @@ from run_folder import CONFIG, LOG, METRICS, next_number, writing
 from user_input import FREE_ON_RESUME, PROJECT, UserInput
 
 CONFUSION = Path("confusion")
+EMBEDDINGS = "position embeddings"  # the tag of their pictures in TensorBoard
+EVENTS = "events.out.tfevents.*"
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
 # The tag in TensorBoard of every key of a metrics.jsonl row; the part before the slash names the chart.
 TAGS = {
@@ -107,7 +112,7 @@ class RunLog:
         with writing(folder):
             write_atomically(folder / CONFIG, (json.dumps(state.config, indent=2) + "\n").encode())
             write_atomically(folder / METRICS, lines.encode())
-            for old in folder.glob("events.out.tfevents.*"):
+            for old in folder.glob(EVENTS):
                 old.unlink()
             # a TensorBoard that is running forgets, at this mark, the points that it has read before
             self.tensorboard = SummaryWriter(str(folder), purge_step=0)
@@ -160,7 +165,7 @@ class RunLog:
         """Draw the learnt position embeddings of each stage; about 10 ms a layer."""
         with writing(self.folder):
             for stage, picture in stage_pictures(model):
-                self.tensorboard.add_image(f"position embeddings/{stage}", picture, epochs_done, dataformats="HWC")
+                self.tensorboard.add_image(f"{EMBEDDINGS}/{stage}", picture, epochs_done, dataformats="HWC")
 
     def confusion(self, counts: Tensor | None, epochs_done: int) -> None:
         """Write confusion.csv and confusion.png; counts (true classes, predicted classes), None where stopped."""
@@ -211,6 +216,17 @@ class RunLog:
         }
         figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
         return hparams(settings, {TAGS[name]: 0.0 for name in figures})
+
+
+def drop_embeddings(folder: Path) -> None:
+    """Take the pictures of embeddings out of an ended run's event files: with large maps, a megabyte a checkpoint."""
+    for path in folder.glob(EVENTS):
+        kept = io.BytesIO()
+        records = RecordWriter(kept)
+        for record in RawEventFileLoader(str(path)).Load():
+            if not any(value.tag.startswith(EMBEDDINGS) for value in Event.FromString(record).summary.value):
+                records.write(record)
+        write_atomically(path, kept.getvalue())
 
 
 class NoLog:

@@ -90,6 +90,7 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
                 due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs
                 if stop() or due or state.is_best:
                     on_main(save_checkpoint, folder, state, training)
+                if due:  # early on almost every epoch is the best, and the pictures of large maps are megabytes
                     log.embeddings(training.model, state.epochs_done)
                 if stop():
                     break

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import experiments
+import log_data
 import main_general
 from errors import InputError
 from experiment_networks import (
@@ -128,6 +130,7 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
     assert record.config["experiment"]["data"] == "digits"
     assert "--only study --runs lambda_depth-26" in record.config["command"]
     assert not list(run.folder.glob("*/*/checkpoints"))
+    assert not [tag for tag in EventAccumulator(str(record.folder)).Reload().Tags()["images"] if "embeddings" in tag]
 
     written = (record.folder / "metrics.jsonl").stat().st_mtime_ns
     assert carry_out(run) is None
@@ -136,6 +139,30 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
     (record.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="was run with heads 2, and it is 4 now"):
         run.record()
+
+
+def test_a_run_killed_before_its_confusion_matrix_is_finished(conditions: Conditions) -> None:
+    run = tiny(conditions)
+    carry_out(run, experiments.facts(run, "study", 1), keep_checkpoints=True)
+    assert experiments.state(run) == "done"
+    (matrix,) = run.folder.glob("*/*/confusion.csv")
+    counts = matrix.read_text()
+    matrix.unlink()
+    assert experiments.state(run) == "cut off"
+    carry_out(run)
+    assert (experiments.state(run), matrix.read_text()) == ("done", counts)
+
+
+def test_the_event_files_of_a_done_run_hold_all_but_the_embeddings(conditions: Conditions) -> None:
+    run = tiny(conditions)
+    carry_out(run, experiments.facts(run, "study", 1), keep_checkpoints=True)
+    drawn = EventAccumulator(str(run.record().folder)).Reload()
+    log_data.drop_embeddings(run.record().folder)
+    kept = EventAccumulator(str(run.record().folder)).Reload()
+    left = [tag for tag in drawn.Tags()["images"] if not tag.startswith("position embeddings/c")]
+    assert 0 < len(left) < len(drawn.Tags()["images"])
+    assert kept.Tags() == drawn.Tags() | {"images": left}
+    assert kept.Scalars("loss/train") == drawn.Scalars("loss/train")
 
 
 def test_a_diverged_run_is_kept_and_not_tried_again(
