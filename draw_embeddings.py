@@ -6,8 +6,8 @@
 position itself, one panel for each of the k key channels (and u), then its root mean square over k and u. Where that is
 large, the position lambdas λ_p[n] = Σ_m E[n, m] V[m] listen. Embeddings are drawn from N(0, 1), the same at every
 offset, so what stands out has been learnt. `reach.png` has that root mean square by distance. Of an absolute
-embedding, the mean over all pairs of positions with the same offset is drawn. During training, TensorBoard has the
-pictures of every checkpoint under Images.
+embedding, the mean over all pairs of positions with the same offset is drawn. During training, TensorBoard gets the
+pictures every `checkpoint_every` epochs, under Images.
 
 k key depth · u intra-depth · n query positions · m context positions · offsets: 2H−1 × 2W−1, or the scope's r × r
 """
