@@ -212,7 +212,7 @@ class LambdaLayer(nn.Module):
         if self.embedding is not None:
             position_output = relative_output if self.position == "relative" else absolute_output
             outputs.append(position_output(query, value, self.embedding, size, self._way))
-        y = outputs[0] if len(outputs) == 1 else outputs[0].add_(outputs[1])
+        y = outputs[0] if len(outputs) == 1 else _added(*outputs)
         return y.flatten(2).unflatten(1, size).movedim(-1, 1)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -282,6 +282,11 @@ def _interpolate(table: Tensor, size: Size) -> Tensor:
 
 
 @torch.fx.wrap
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    """one + other; in place only without gradients, since autograd makes two copies for a view that is changed."""
+    return one + other if torch.is_grad_enabled() or _is_recorded() else one.add_(other)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·weightᵀ + bias as `F.linear` has it, (…, c) and (o, c) -> (…, o), by the faster of the CPU's libraries.
 
@@ -485,13 +490,22 @@ class Tiling(NamedTuple):
     def group(self, x: Tensor) -> Tensor:
         """(b, n, h, k) -> (t, h, B, k) for B = b·tiles."""
         axes = len(self.size)
+        x = self._cut(x)
+        x = x.permute(*range(axes + 1, 2 * axes + 2), *range(axes + 1), -1)  # (*tile, h, b, *blocks, k)
+        return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
+
+    def by_tile(self, x: Tensor) -> Tensor:
+        """(b, n, h, k) -> (B, t, h, k), a view where one tile is the map."""
+        return self._cut(x).reshape(-1, math.prod(self.tile), *x.shape[2:])
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """(b, n, h, k) -> (b, *blocks, *tile, h, k)"""
+        axes = len(self.size)
         ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks(), strict=True))
         x = _pad(x.unflatten(1, self.size), ends)
         for axis in reversed(range(axes)):
             x = x.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
-        blocks, tile = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
-        x = x.permute(*tile, -2, 0, *blocks, -1)
-        return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
+        return x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -2, -1)
 
     def ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `group`."""
@@ -504,6 +518,8 @@ class Tiling(NamedTuple):
 
     def windows(self, value: Tensor) -> Tensor:
         """(b, m, u, v) -> (B, c·u, v): the context of every tile."""
+        if self.whole():
+            return value.flatten(1, 2)
         axes = len(self.size)
         x = _pad(value.unflatten(1, self.size), self._margins())
         for axis, (c, t) in enumerate(zip(self.context(), self.tile, strict=True), start=1):
@@ -518,6 +534,8 @@ class Tiling(NamedTuple):
         One addition for each tile length in a context, over all the tiles at once: 3 to 17 times as fast as
         PyTorch's `unfold_backward`.
         """
+        if self.whole():
+            return grad.unflatten(1, (-1, u))
         axes, v = len(self.size), grad.shape[-1]
         x = grad.reshape(-1, *self.blocks(), *self.context(), u * v)
         for axis in reversed(range(axes)):
@@ -572,7 +590,7 @@ class AttentionOrder(torch.autograd.Function):
         pieces = Pieces(queries, windows)
         for tile, blocks in pieces:
             attention = pieces.attention(queries[tile, :, blocks], expanded[tile])
-            y[blocks, tile] = pieces.product(_by_tile(attention), windows[blocks]).unflatten(1, (-1, h))
+            pieces.product_into(y[blocks, tile], _by_tile(attention), windows[blocks])
         return tiling.ungroup(y.permute(1, 2, 0, 3))
 
     @staticmethod
@@ -582,7 +600,7 @@ class AttentionOrder(torch.autograd.Function):
             return None, *_differentiable_gradients(partial(_attention_order, tiling), saved, grad)
         query, value, expanded = saved
         queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
-        grad = tiling.group(grad).permute(2, 0, 1, 3).contiguous()  # (B, t, h, v)
+        grad = tiling.by_tile(grad).contiguous()  # (B, t, h, v)
         grad_queries = torch.empty_like(queries)
         grad_windows, grad_expanded = torch.empty_like(windows), torch.empty_like(expanded)
         if tiling.whole():  # MKL adds to tall matrices (c·u, v) at half the speed that it has for their transposes
@@ -595,7 +613,7 @@ class AttentionOrder(torch.autograd.Function):
             _accumulate(grad_windows[blocks], tile.start == 0, _by_tile(attention).transpose(1, 2), g)
             _by_tile(attention).copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
             rows = attention.flatten(1, 2)  # (t, h·B, c·u)
-            grad_queries[tile, :, blocks] = pieces.product(rows, e).view(q.shape)
+            pieces.product_into(grad_queries[tile, :, blocks], rows, e)
             _accumulate(grad_expanded[tile], blocks.start == 0, rows.transpose(1, 2), q.flatten(1, 2))
         return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[2]), grad_expanded
 
@@ -643,6 +661,13 @@ class Pieces:
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """left·right, which the next call overwrites."""
         return self._product(self.buffers[1], left, right)
+
+    def product_into(self, whole: Tensor, left: Tensor, right: Tensor) -> None:
+        """Write left·right, (i, j, l), to `whole`, which has more axes for the same."""
+        if whole.is_contiguous():
+            torch.bmm(left, right, out=whole.view(left.shape[0], left.shape[1], right.shape[2]))
+        else:
+            whole.copy_(self.product(left, right).view(whole.shape))
 
     @staticmethod
     def _product(buffer: Tensor, left: Tensor, right: Tensor) -> Tensor:
