@@ -277,16 +277,16 @@ def _interpolate(table: Tensor, size: Size) -> Tensor:
     return F.interpolate(table, size, mode=mode, align_corners=True).view(*leading, *size)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The projections' product
-
-
-@torch.fx.wrap
 def _added(one: Tensor, other: Tensor) -> Tensor:
     """one + other; in place only without gradients, since autograd makes two copies for a view that is changed."""
     return one + other if torch.is_grad_enabled() or _is_recorded() else one.add_(other)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# The projections' product
+
+
+@torch.fx.wrap
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·weightᵀ + bias as `F.linear` has it, (…, c) and (o, c) -> (…, o), by the faster of the CPU's libraries.
 
@@ -488,30 +488,20 @@ class Tiling(NamedTuple):
         return pairs.masked_fill(~inside, math.prod(self.scope))
 
     def group(self, x: Tensor) -> Tensor:
-        """(b, n, h, k) -> (t, h, B, k) for B = b·tiles."""
-        axes = len(self.size)
-        x = self._cut(x)
-        x = x.permute(*range(axes + 1, 2 * axes + 2), *range(axes + 1), -1)  # (*tile, h, b, *blocks, k)
-        return x.reshape(math.prod(self.tile), x.shape[axes], -1, x.shape[-1])
-
-    def by_tile(self, x: Tensor) -> Tensor:
-        """(b, n, h, k) -> (B, t, h, k), a view where one tile is the map."""
-        return self._cut(x).reshape(-1, math.prod(self.tile), *x.shape[2:])
-
-    def _cut(self, x: Tensor) -> Tensor:
-        """(b, n, h, k) -> (b, *blocks, *tile, h, k)"""
+        """(b, n, h, k) -> (B, t, h, k) for B = b·tiles; a view where one tile is the map."""
         axes = len(self.size)
         ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks(), strict=True))
-        x = _pad(x.unflatten(1, self.size), ends)
+        grid = _pad(x.unflatten(1, self.size), ends)
         for axis in reversed(range(axes)):
-            x = x.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
-        return x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -2, -1)
+            grid = grid.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
+        grid = grid.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -2, -1)
+        return grid.reshape(-1, math.prod(self.tile), *x.shape[2:])
 
     def ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `group`."""
         axes = len(self.size)
-        x = x.unflatten(2, (-1, *self.blocks())).unflatten(0, self.tile)  # (*tile, h, b, *blocks, k)
-        x = x.permute(axes + 1, *(i for axis in range(axes) for i in (axes + 2 + axis, axis)), axes, -1)
+        x = x.unflatten(1, self.tile).unflatten(0, (-1, *self.blocks()))  # (b, *blocks, *tile, h, k)
+        x = x.permute(0, *(i for axis in range(1, axes + 1) for i in (axis, axes + axis)), -2, -1)
         for axis, length in enumerate(self.size, start=1):
             x = x.flatten(axis, axis + 1).narrow(axis, 0, length)
         return x.flatten(1, axes)
@@ -584,14 +574,13 @@ class AttentionOrder(torch.autograd.Function):
     def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
         ctx.tiling = tiling
         ctx.save_for_backward(query, value, expanded)
-        queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
-        t, h, tiles, _ = queries.shape
-        y = query.new_empty(tiles, t, h, value.shape[3])
+        queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)
+        y = query.new_empty(*queries.shape[:3], value.shape[3])
         pieces = Pieces(queries, windows)
         for tile, blocks in pieces:
-            attention = pieces.attention(queries[tile, :, blocks], expanded[tile])
-            pieces.product_into(y[blocks, tile], _by_tile(attention), windows[blocks])
-        return tiling.ungroup(y.permute(1, 2, 0, 3))
+            attention = pieces.attention(_by_position(queries[blocks, tile]), expanded[tile])
+            pieces.product_into(y[blocks, tile], _by_tile(attention, queries.shape[2]), windows[blocks])
+        return tiling.ungroup(y)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -599,22 +588,22 @@ class AttentionOrder(torch.autograd.Function):
         if torch.is_grad_enabled():  # double backward
             return None, *_differentiable_gradients(partial(_attention_order, tiling), saved, grad)
         query, value, expanded = saved
-        queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
-        grad = tiling.by_tile(grad).contiguous()  # (B, t, h, v)
+        queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)
+        grad = tiling.group(grad).contiguous()  # (B, t, h, v)
         grad_queries = torch.empty_like(queries)
         grad_windows, grad_expanded = torch.empty_like(windows), torch.empty_like(expanded)
         if tiling.whole():  # MKL adds to tall matrices (c·u, v) at half the speed that it has for their transposes
             grad_windows, grad_expanded = _transposed_like(windows), _transposed_like(expanded)
-        pieces = Pieces(queries, windows)
+        pieces, h = Pieces(queries, windows), queries.shape[2]
         for tile, blocks in pieces:
-            q, e, w = queries[tile, :, blocks], expanded[tile], windows[blocks]
+            q, e, w = _by_position(queries[blocks, tile]), expanded[tile], windows[blocks]
             g = grad[blocks, tile].flatten(1, 2)  # (B, t·h, v)
-            attention = pieces.attention(q, e)
-            _accumulate(grad_windows[blocks], tile.start == 0, _by_tile(attention).transpose(1, 2), g)
-            _by_tile(attention).copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
-            rows = attention.flatten(1, 2)  # (t, h·B, c·u)
-            pieces.product_into(grad_queries[tile, :, blocks], rows, e)
-            _accumulate(grad_expanded[tile], blocks.start == 0, rows.transpose(1, 2), q.flatten(1, 2))
+            attention = pieces.attention(q, e)  # (t, h·B, c·u)
+            by_tile = _by_tile(attention, h)
+            _accumulate(grad_windows[blocks], tile.start == 0, by_tile.transpose(1, 2), g)
+            by_tile.copy_(pieces.product(g, w.transpose(1, 2)))  # now its gradient
+            grad_queries[blocks, tile] = pieces.product(attention, e).unflatten(1, (h, -1)).permute(2, 0, 1, 3)
+            _accumulate(grad_expanded[tile], blocks.start == 0, attention.transpose(1, 2), q)
         return None, tiling.ungroup(grad_queries), tiling.fold(grad_windows, value.shape[2]), grad_expanded
 
 
@@ -629,16 +618,21 @@ def _accumulate(total: Tensor, first: bool, left: Tensor, right: Tensor) -> None
     torch.baddbmm(total, left, right, beta=0 if first else 1, out=total)
 
 
-def _by_tile(attention: Tensor) -> Tensor:
-    """A view of (t, h, B, c·u) as (B, t·h, c·u)."""
-    return attention.flatten(0, 1).transpose(0, 1)
+def _by_position(queries: Tensor) -> Tensor:
+    """(B, t, h, k) -> (t, h·B, k)"""
+    return queries.permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _by_tile(attention: Tensor, h: int) -> Tensor:
+    """A view of (t, h·B, c·u) as (B, t·h, c·u)."""
+    return attention.unflatten(1, (h, -1)).flatten(0, 1).transpose(0, 1)
 
 
 class Pieces:
-    """Pairs (positions of the tile, tiles) whose attention (t, h, B, c·u) stays in cache, and that cache."""
+    """Pairs (positions of the tile, tiles) whose attention (t, h·B, c·u) stays in cache, and that cache."""
 
     def __init__(self, queries: Tensor, windows: Tensor) -> None:
-        t, h, tiles, _ = queries.shape
+        tiles, t, h, _ = queries.shape
         width = h * windows.shape[1]
         most = max(1, (CACHED if queries.device.type == "cpu" else DEVICE_CHUNK) // width)
         # as many tiles as positions, if there are: products with few rows run at a third of the speed
@@ -653,10 +647,8 @@ class Pieces:
         return iter(self.pieces)
 
     def attention(self, queries: Tensor, expanded: Tensor) -> Tensor:
-        """(t, h, B, k) x (t, c·u, k) -> (t, h, B, c·u), which the next call overwrites."""
-        t, h, tiles, _ = queries.shape
-        attention = self._product(self.buffers[0], queries.flatten(1, 2), expanded.transpose(1, 2))
-        return attention.view(t, h, tiles, -1)
+        """(t, h·B, k) x (t, c·u, k) -> (t, h·B, c·u), which the next call overwrites."""
+        return self._product(self.buffers[0], queries, expanded.transpose(1, 2))
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """left·right, which the next call overwrites."""
@@ -684,12 +676,11 @@ def _slices(length: int, most: int) -> list[slice]:
 
 def _attention_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
     """`AttentionOrder` in one piece, of differentiable operations."""
-    queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
-    t, h, _, _ = queries.shape
-    attention = torch.bmm(queries.flatten(1, 2), expanded.transpose(1, 2))  # (t, h·B, c·u)
-    attention = attention.reshape(t * h, -1, expanded.shape[1]).transpose(0, 1)
-    y = torch.bmm(attention, windows)  # (B, t·h, v)
-    return tiling.ungroup(y.unflatten(1, (t, h)).permute(1, 2, 0, 3))
+    queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)
+    t, h = queries.shape[1:3]
+    attention = torch.bmm(_by_position(queries), expanded.transpose(1, 2))  # (t, h·B, c·u)
+    y = torch.bmm(_by_tile(attention, h), windows)  # (B, t·h, v)
+    return tiling.ungroup(y.unflatten(1, (t, h)))
 
 
 def _order(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
@@ -707,12 +698,11 @@ def _differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad
 
 
 def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
-    queries, windows = tiling.group(query), tiling.windows(value)  # (t, h, B, k), (B, c·u, v)
-    t, h, _, k = queries.shape
+    queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)
+    _, t, _, k = queries.shape
     position_lambda = torch.matmul(expanded.transpose(1, 2).flatten(0, 1), windows)  # (B, t·k, v)
-    queries = queries.permute(2, 0, 1, 3).reshape(-1, h, k)  # (B·t, h, k)
-    y = torch.bmm(queries, position_lambda.reshape(-1, k, windows.shape[2]))  # (B·t, h, v)
-    return tiling.ungroup(y.unflatten(0, (-1, t)).permute(1, 2, 0, 3))
+    y = torch.bmm(queries.flatten(0, 1), position_lambda.reshape(-1, k, windows.shape[2]))  # (B·t, h, v)
+    return tiling.ungroup(y.unflatten(0, (-1, t)))
 
 
 # ------------------------------------------------------------------------------------------------------------
