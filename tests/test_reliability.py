@@ -30,7 +30,7 @@ from user_input import UserInput
 
 
 def test_a_run_comes_through_kills(tmp_path: Path) -> None:
-    args = dataclasses.replace(small_run(tmp_path, epochs=6), validation_fraction=0.3)
+    args = dataclasses.replace(small_run(tmp_path, epochs=4), validation_fraction=0.3)
     expected, pace = undisturbed_run(args)
     attacked = dataclasses.replace(args, runs_dir=str(tmp_path / "attacked"))
     folder, _ = run_under_fire(attacked, 2, pace, random.Random(0))
