@@ -228,7 +228,7 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
 
     Args:
         facts: further entries of config.json.
-        keep_checkpoints: do not delete the checkpoints of a run that is done.
+        keep_checkpoints: do not delete the checkpoints of a run that is done, and the pictures of its embeddings.
 
     Returns:
         The signal that has stopped it; None where there is no more to do.

@@ -205,7 +205,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="as for a run")
     add("--precision", default="auto", help="as for a run")
     add("--runs_dir", type=Path, default=FOLDER, help="folder of the runs of experiments")
-    add("--keep_checkpoints", action="store_true", help="do not delete the checkpoints of runs that are done")
+    add(
+        "--keep_checkpoints",
+        action="store_true",
+        help="do not delete checkpoints and TensorBoard's pictures of embeddings of runs that are done",
+    )
     options = parser.parse_args(argv)
     if unknown := set(options.only) - EXPERIMENTS.keys():
         raise InputError(

@@ -111,8 +111,9 @@ def test_chunks_of_the_batch_change_nothing(way, monkeypatch):
     layer._way = way
     x = torch.randn(5, 8, 4, 6, dtype=torch.float64)
     expected = value_and_gradients(layer, layer, x)
-    monkeypatch.setattr(lambda_layer, "CACHED", 1)
-    assert_all_close(value_and_gradients(layer, layer, x), expected, 1e-10)
+    for cached in (1, 1200):  # one tile and position at a time; some of each
+        monkeypatch.setattr(lambda_layer, "CACHED", cached)
+        assert_all_close(value_and_gradients(layer, layer, x), expected, 1e-10)
 
 
 @pytest.mark.parametrize("size", [(4, 5), (1, 1), (3, 6)])
