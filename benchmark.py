@@ -12,11 +12,11 @@ import argparse
 
 import torch
 
-from benchmark_layer import benchmark_layer
-from benchmark_network import benchmark_infer, benchmark_train
-from benchmark_scaling import benchmark_scaling, plot
-from errors import InputError, Parser, one_line_errors
-from measuring import write_report
+from benchmarks.layer import benchmark_layer
+from benchmarks.measuring import write_report
+from benchmarks.network import benchmark_infer, benchmark_train
+from benchmarks.scaling import benchmark_scaling, plot
+from command_line.errors import InputError, Parser, one_line_errors
 from model_preparation import describe_device, find_device
 
 BENCHMARKS = {

@@ -33,8 +33,8 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from distributed import hide_bar, one_before_the_others, rank, size
-from errors import InputError
+from acceleration.distributed import hide_bar, one_before_the_others, rank, size
+from command_line.errors import InputError
 from user_input import UserInput
 
 CROP_PADDING = 4  # pixels around a small image before its random crop (study)
@@ -510,7 +510,9 @@ class StreamLoader:
                 images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
                 yield images, labels.to(self.device, non_blocking=True)
         except InputError as error:  # a worker's error comes with its traceback: the last line is the message
-            raise InputError(str(error).strip().splitlines()[-1].removeprefix("errors.InputError: ")) from None
+            raise InputError(
+                str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
+            ) from None
 
     def _order(self, epoch: int) -> list[int]:
         count = len(self.image_set.labels)

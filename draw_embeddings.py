@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError, Parser, one_line_errors
 from lambda_layer import LambdaLayer
-from run_folder import shown
-from trained_network import load_network
+from run_state.run_folder import shown
+from run_state.trained_network import load_network
 
 STAGES = {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 MOST_PANELS = 16  # key channels that are drawn of a layer

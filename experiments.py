@@ -7,7 +7,7 @@
     python report.py                                              # RESULTS.md out of the logs of all the runs
 
 What is done is skipped, what was cut off is resumed, what diverged is kept as it is: the same command goes on after a
-Ctrl-C. Every run is a process of its own, with its folder under runs/experiments/ (see `experiment_runs.py`). A scale
+Ctrl-C. Every run is a process of its own, with its folder under runs/experiments/ (see `evidence/runs.py`). A scale
 is part of what a run is: runs of different scales never mix. Another copy of a data set gets a name of its own:
 
     python experiments.py --dataset imagefolder --data_dir data/cifar10-jpeg --data_name "CIFAR-10 (JPEG copy)"
@@ -33,16 +33,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from checkpoints import write_atomically
+from acceleration.distributed import hide_bar
+from benchmarks.measuring import seconds
+from command_line.errors import InputError, Parser, one_line_errors
 from data_preprocessing import class_count, training_count
-from distributed import hide_bar
-from errors import InputError, Parser, one_line_errors
-from experiment_runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, vary, work
-from interruption import StopRequest
-from measuring import seconds
+from evidence.runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, vary, work
 from model_preparation import choose_precision, describe_device, find_device, prepare_training
 from nntrain import TrainingStep
-from run_folder import shown
+from run_state.checkpoints import write_atomically
+from run_state.interruption import StopRequest
+from run_state.run_folder import shown
 from user_input import project_path
 
 WORDS = ("CCCC", "LCCC", "LLCC", "LLLC", "LLLL", "CLLL", "CCLL", "CCCL")

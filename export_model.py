@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from errors import InputError, Parser, one_line_errors
-from fast_layers import folded
+from acceleration.fast_layers import folded
+from command_line.errors import InputError, Parser, one_line_errors
 from lambda_layer import LambdaLayer, Way, choose_way
-from run_folder import shown
-from trained_network import Classifier, TrainedNetwork, load_network
+from run_state.run_folder import shown
+from run_state.trained_network import Classifier, TrainedNetwork, load_network
 
 EXAMPLES = 2  # images that are traced; one would fix the batch
 

@@ -24,13 +24,13 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from checkpoints import RunState, write_atomically
-from confusion import as_csv, as_figure
+from acceleration.distributed import launch, size
 from data_preprocessing import Data
-from distributed import launch, size
 from draw_embeddings import stage_pictures
 from model_preparation import Training, describe_device
-from run_folder import CONFIG, LOG, METRICS, next_number, writing
+from run_state.checkpoints import RunState, write_atomically
+from run_state.confusion import as_csv, as_figure
+from run_state.run_folder import CONFIG, LOG, METRICS, next_number, writing
 from user_input import FREE_ON_RESUME, PROJECT, UserInput
 
 CONFUSION = Path("confusion")

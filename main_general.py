@@ -20,11 +20,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from checkpoints import RunState, load_checkpoint, save_checkpoint
+from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, world
+from command_line.errors import one_line_errors
 from data_preprocessing import Data, load_data
-from distributed import hide_bar, is_main, launch, on_main, restarts, world
-from errors import one_line_errors
-from interruption import StopRequest
 from log_data import NoLog, RunLog, start_config
 from model_preparation import (
     MakeModel,
@@ -39,7 +37,9 @@ from model_preparation import (
 )
 from nntest import Evaluation, confusion_matrix, evaluate
 from nntrain import EpochProgress, TrainingStep, train_epoch
-from run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
+from run_state.checkpoints import RunState, load_checkpoint, save_checkpoint
+from run_state.interruption import StopRequest
+from run_state.run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
 from user_input import UserInput, load_user_input
 
 

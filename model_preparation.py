@@ -17,13 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.resnet import ResNet
 
+from acceleration.distributed import is_main, local_rank, size
+from acceleration.fast_layers import keep_freed_memory, quicken
+from acceleration.sync_batch_norm import synchronise
+from command_line.errors import InputError, summary
 from data_preprocessing import class_count
-from distributed import is_main, local_rank, size
-from errors import InputError, summary
-from fast_layers import keep_freed_memory, quicken
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
-from sync_batch_norm import synchronise
 from user_input import UserInput
 
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from acceleration.distributed import all_sum, hide_bar, share_buffers
 from data_preprocessing import Loader
-from distributed import all_sum, hide_bar, share_buffers
 from model_preparation import Training, count_correct
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cuda_graph import replayed_or_say_why
+from acceleration.cuda_graph import replayed_or_say_why
+from acceleration.distributed import all_max, all_sum, hide_bar, is_main
+from command_line.errors import InputError
 from data_preprocessing import Loader
-from distributed import all_max, all_sum, hide_bar, is_main
-from errors import InputError
 from model_preparation import Training, count_correct
 
 NEVER = 2**31 - 1  # the number of a step that does not come

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from command_line.errors import InputError, Parser, one_line_errors
 from data_preprocessing import IMAGE_FORMATS
-from errors import InputError, Parser, one_line_errors
-from trained_network import TrainedNetwork, load_network
+from run_state.trained_network import TrainedNetwork, load_network
 
 
 def main(argv: list[str] | None = None) -> None:

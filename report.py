@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from scipy import stats
 
-import report_figures
-from errors import InputError, Parser, one_line_errors
-from experiment_runs import FOLDER, Conditions, Record, read_record
+from command_line.errors import InputError, Parser, one_line_errors
+from evidence import figures
+from evidence.runs import FOLDER, Conditions, Record, read_record
 from experiments import ESTIMATES, EXPERIMENTS, RATES, Experiment, command
 from user_input import PROJECT
 
@@ -452,11 +452,11 @@ def draw(name: str, found: dict[str, Network], chapter: Chapter, folder: Path, l
 def _curves(done: dict[str, Network], place: str, path: Path) -> str:
     keys = ("test_top1", "train_top1", "test_loss", "train_loss")
     curves = {label: {key: network.curve(key) for key in keys} for label, network in done.items()}
-    return report_figures.learning_curves(curves, place, path)
+    return figures.learning_curves(curves, place, path)
 
 
 def _waterfall(done: dict[str, Network], place: str, path: Path) -> str:
-    return report_figures.waterfall({label: rung.last("test_top1") for label, rung in done.items()}, place, path)
+    return figures.waterfall({label: rung.last("test_top1") for label, rung in done.items()}, place, path)
 
 
 def _rates(done: dict[str, Network], place: str, path: Path) -> str:
@@ -464,7 +464,7 @@ def _rates(done: dict[str, Network], place: str, path: Path) -> str:
     for label, network in done.items():
         family, _, rate = label.rpartition(", ")
         points.setdefault(family, {})[float(rate)] = network.last("validation_top1")
-    return report_figures.learning_rates(points, place, path)
+    return figures.learning_rates(points, place, path)
 
 
 def _trade_offs(done: dict[str, Network], place: str, path: Path) -> str:
@@ -476,11 +476,11 @@ def _trade_offs(done: dict[str, Network], place: str, path: Path) -> str:
         }
         for label, network in done.items()
     }
-    return report_figures.trade_offs(points, place, path)
+    return figures.trade_offs(points, place, path)
 
 
 def _dots(done: dict[str, Network], place: str, path: Path) -> str:
-    return report_figures.dots({label: network.last("test_top1") for label, network in done.items()}, place, path)
+    return figures.dots({label: network.last("test_top1") for label, network in done.items()}, place, path)
 
 
 FIGURE_DRAWERS: dict[str, Callable[[dict[str, Network], str, Path], str]] = {

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import run_folder
-from errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError, Parser, one_line_errors
+from run_state import run_folder
 
 PROJECT = Path(__file__).resolve().parent
 LATEST = "latest"

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from conftest import write_images
 from run_tools import assert_same_run, end_of, start
 
-from run_folder import checkpoint_files
+from run_state.run_folder import checkpoint_files
 from user_input import UserInput
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -43,10 +43,10 @@ from run_tools import assert_same_training, figures, final_state
 from torch import nn
 
 import model_preparation
+from command_line.errors import one_line_errors
 from data_preprocessing import load_data
-from errors import one_line_errors
 from main_general import main
-from run_folder import checkpoint_files
+from run_state.run_folder import checkpoint_files
 from user_input import UserInput, load_user_input
 
 SECONDS = 20.0  # of a case

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from test_lambda_layer import perturb, value_and_gradients, ways
 
-from cuda_graph import Replay
+from acceleration.cuda_graph import Replay
 from data_preprocessing import Data, load_data
 from lambda_layer import LambdaLayer
 from model_preparation import Training, build_model, prepare_training, set_determinism

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from log_data import TAGS
 from model_preparation import prepare_training
-from run_folder import best_file, checkpoint_files
+from run_state.run_folder import best_file, checkpoint_files
 from user_input import PROJECT, UserInput
 
 TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import benchmark
-import benchmark_layer
-import measuring
-from benchmark_layer import Case
-from errors import InputError
+from benchmarks import layer as layer_benchmark
+from benchmarks import measuring
+from benchmarks.layer import Case
+from command_line.errors import InputError
 
 
 @pytest.mark.parametrize("case", [Case(4, 8, 3), Case(5, 8, None), Case(4, 8, 3, 2), Case(3, 8, 9)])
@@ -15,8 +15,8 @@ def test_plain_layers_compute_the_same(case):
     torch.manual_seed(0)
     layer = case.layer()
     x = torch.randn(2, case.dim, case.side, case.side)
-    torch.testing.assert_close(benchmark_layer.EinsumLambda(layer, case)(x), layer(x), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(benchmark_layer.Conv3dLambda(layer)(x), layer(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer_benchmark.EinsumLambda(layer, case)(x), layer(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer_benchmark.Conv3dLambda(layer)(x), layer(x), atol=1e-4, rtol=1e-4)
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -29,12 +29,12 @@ def test_peak_memory_counts_what_is_held_at_once():
 
 
 def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark_layer, "QUICK_CASES", [Case(4, 8, 3)])
-    monkeypatch.setattr(benchmark_layer, "POSITIONS", {"cpu": 32})
-    monkeypatch.setattr(benchmark_layer, "MOST_TIMES_SLOWER", 1e9)
-    monkeypatch.setattr(benchmark_layer, "MOST_EMBEDDING", 1)
+    monkeypatch.setattr(layer_benchmark, "QUICK_CASES", [Case(4, 8, 3)])
+    monkeypatch.setattr(layer_benchmark, "POSITIONS", {"cpu": 32})
+    monkeypatch.setattr(layer_benchmark, "MOST_TIMES_SLOWER", 1e9)
+    monkeypatch.setattr(layer_benchmark, "MOST_EMBEDDING", 1)
     monkeypatch.setattr(measuring, "FOLDER", tmp_path)
-    monkeypatch.setattr(benchmark_layer, "BUDGET", 0)
+    monkeypatch.setattr(layer_benchmark, "BUDGET", 0)
     benchmark.main(["layer", "--quick", "--device", "cpu"])
     (path,) = tmp_path.glob("layer-quick-*-torch-*.json")
     report = json.loads(path.read_text())

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-import benchmark_network
-import benchmark_scaling
-from benchmark_network import OURS, PLAIN, Row, compare, prepare, rows
+from benchmarks import network, scaling
+from benchmarks.network import OURS, PLAIN, Row, compare, prepare, rows
 
 CPU = torch.device("cpu")
 
@@ -48,7 +47,7 @@ def test_folded_and_unfolded_inference_give_the_same_logits() -> None:
 
 def test_rows_are_timed_in_processes_and_compared() -> None:
     group = [Row(name, "imagenet", "fp32", 2, "infer") for name in ("torchvision's ResNet-50", "ResNet-50")]
-    measured = benchmark_network.measure_rows(group, CPU, budget=0.0)
+    measured = network.measure_rows(group, CPU, budget=0.0)
     assert [row["network"] for row in measured] == [row.network for row in group]
     assert all(row["flops"] > 1e8 and row["peak_memory_mib"] > 0 for row in measured)
     assert measured[1]["parameters"] == 23_528_522
@@ -59,7 +58,7 @@ def test_rows_are_timed_in_processes_and_compared() -> None:
 
 def test_self_attention_is_the_formula() -> None:
     torch.manual_seed(0)
-    layer = benchmark_scaling.SelfAttention2d(8, (2, 3), heads=2).double()
+    layer = scaling.SelfAttention2d(8, (2, 3), heads=2).double()
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
     tokens = [x[0, :, row, column] for row in range(2) for column in range(3)]
@@ -80,20 +79,20 @@ def test_self_attention_is_the_formula() -> None:
 
 
 def test_scaling_reports_and_draws_every_point(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(benchmark_scaling, "SIDES", (2, 4))
-    monkeypatch.setattr(benchmark_scaling, "BATCHES", (1, 2))
-    monkeypatch.setattr(benchmark_scaling, "DEPTHS", (26,))
-    monkeypatch.setattr(benchmark_scaling, "IMAGE_SIZE", 8)
-    monkeypatch.setattr(benchmark_scaling, "DIM", 8)
-    monkeypatch.setattr(benchmark_scaling, "BATCH", 1)
-    monkeypatch.setattr(benchmark_scaling, "SIDE", 4)
-    monkeypatch.setattr(benchmark_scaling, "NETWORK_BATCH", 2)
-    monkeypatch.setattr(benchmark_scaling, "BUDGET", 0.0)
-    monkeypatch.setattr(benchmark_scaling, "MOST_ATTENTION", 1000)
-    content = benchmark_scaling.benchmark_scaling(CPU, quick=True)
+    monkeypatch.setattr(scaling, "SIDES", (2, 4))
+    monkeypatch.setattr(scaling, "BATCHES", (1, 2))
+    monkeypatch.setattr(scaling, "DEPTHS", (26,))
+    monkeypatch.setattr(scaling, "IMAGE_SIZE", 8)
+    monkeypatch.setattr(scaling, "DIM", 8)
+    monkeypatch.setattr(scaling, "BATCH", 1)
+    monkeypatch.setattr(scaling, "SIDE", 4)
+    monkeypatch.setattr(scaling, "NETWORK_BATCH", 2)
+    monkeypatch.setattr(scaling, "BUDGET", 0.0)
+    monkeypatch.setattr(scaling, "MOST_ATTENTION", 1000)
+    content = scaling.benchmark_scaling(CPU, quick=True)
     left_out = [point for point in content["points"] if "left_out" in point]
     assert [(point["axis"], point["value"]) for point in left_out] == [("side", 4), ("batch", 1), ("batch", 2)]
     assert len(content["points"]) == (2 + 2 + 1) * 4
-    benchmark_scaling.plot(content, "a machine", tmp_path / "scaling.svg")
+    scaling.plot(content, "a machine", tmp_path / "scaling.svg")
     assert "self-attention" in (tmp_path / "scaling.svg").read_text()
     assert "left out: each attention map takes" in capsys.readouterr().out

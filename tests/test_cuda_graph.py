@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_training import Batches, batch, small_training
 
-import cuda_graph
+from acceleration import cuda_graph
 from model_preparation import Training
 from nntrain import EpochProgress, TrainingStep, train_epoch
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 import data_preprocessing
+from command_line.errors import InputError
 from data_preprocessing import (
     CIFAR10_STATISTICS,
     CROP_PADDING,
@@ -30,7 +31,6 @@ from data_preprocessing import (
     measure_normalisation,
     training_count,
 )
-from errors import InputError
 from user_input import UserInput
 
 CPU = torch.device("cpu")

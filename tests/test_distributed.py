@@ -12,8 +12,8 @@ from run_tools import assert_same_curve, assert_same_run, children, run_under_to
 from torch import Tensor
 
 import data_preprocessing
+from command_line.errors import InputError
 from data_preprocessing import AugmentedLoader, Loader, load_data
-from errors import InputError
 from main_general import RunResult, main
 from user_input import UserInput
 

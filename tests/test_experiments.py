@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import experiments
 import log_data
 import main_general
-from errors import InputError
-from experiment_networks import (
+from benchmarks.reference_networks import StudyLambdaLayer
+from command_line.errors import InputError
+from evidence.networks import (
     NETWORKS,
     AlwaysTraining,
     LinearAttention2d,
@@ -25,11 +26,10 @@ from experiment_networks import (
     position_norm,
     training_mode_test,
 )
-from experiment_runs import Conditions, Run, carry_out, read_record, vary
+from evidence.runs import Conditions, Run, carry_out, read_record, vary
 from experiments import EXPERIMENTS, Experiment, choose_runs, find_conditions, parse
 from lambda_layer import LambdaLayer, content_output
 from model_preparation import build_model
-from reference_networks import StudyLambdaLayer
 from user_input import UserInput
 
 CLASSES = 10

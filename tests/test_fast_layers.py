@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import ResNet
 
-from fast_layers import FastConv2d, folded, keep_freed_memory, quicken
+from acceleration.fast_layers import FastConv2d, folded, keep_freed_memory, quicken
+from benchmarks.measuring import peak_memory
 from lambda_layer import linear
-from measuring import peak_memory
 from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fit_costs
-from benchmark_layer import CASES, forced_ways, way_name
-from errors import InputError
+from benchmarks import fit_costs
+from benchmarks.layer import CASES, forced_ways, way_name
+from command_line.errors import InputError
 from lambda_layer import COSTS, Costs, cost
 
 BATCH, BASE = 4, 3.0  # images; milliseconds that every way of a shape takes beside

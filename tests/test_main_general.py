@@ -21,15 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import main_general
-import run_folder
-from checkpoints import load_checkpoint, write_atomically
+from command_line.errors import InputError
 from data_preprocessing import load_data
-from errors import InputError
 from log_data import TAGS
 from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress
-from run_folder import checkpoint_files
+from run_state import run_folder
+from run_state.checkpoints import load_checkpoint, write_atomically
+from run_state.run_folder import checkpoint_files
 from user_input import PROJECT, UserInput, load_user_input
 
 

@@ -1,4 +1,4 @@
-import parameter_table
+from benchmarks import parameter_table
 
 
 def test_the_papers_counts_are_met_but_for_the_rows_that_are_named(capsys) -> None:

@@ -18,14 +18,14 @@ from fuzzing import HOSTILE_CHECKPOINTS, HOSTILE_IMAGES, fuzz, hostile_checkpoin
 from run_tools import assert_same_run, assert_same_training, saved_training
 
 import main_general
-from checkpoints import check_form, read_checkpoint
+from command_line.errors import InputError
 from data_preprocessing import Loader, load_data
-from errors import InputError
-from interruption import StopRequest
 from main_general import RunResult, main
 from model_preparation import Training, prepare_training
 from nntest import Evaluation, evaluate
-from run_folder import best_file, checkpoint_files
+from run_state.checkpoints import check_form, read_checkpoint
+from run_state.interruption import StopRequest
+from run_state.run_folder import best_file, checkpoint_files
 from user_input import UserInput
 
 

@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import draw_embeddings
 import export_model
 import predict
-from errors import InputError
+from command_line.errors import InputError
 from lambda_layer import LambdaLayer, Way, choose_way
 from main_general import RunResult, main
 from predict import read_image
 from resnet import DEPTHS
-from run_folder import checkpoint_files
-from trained_network import load_network
+from run_state.run_folder import checkpoint_files
+from run_state.trained_network import load_network
 from user_input import UserInput
 
 

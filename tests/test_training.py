@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from command_line.errors import InputError
 from data_preprocessing import load_data
-from errors import InputError
 from LabelSmoothing import LabelSmoothing
 from model_preparation import (
     Training,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import user_input
-from errors import InputError
+from command_line.errors import InputError
 from user_input import UserInput, load_user_input
 
 PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from checkpoints import write_atomically
+from command_line.errors import InputError, one_line_errors
 from data_preprocessing import training_count
-from errors import InputError, one_line_errors
-from experiment_networks import NETWORKS
+from evidence.networks import NETWORKS
 from log_data import CONFUSION, drop_embeddings
 from main_general import main
 from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
-from run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
+from run_state.checkpoints import write_atomically
+from run_state.run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
 from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
 
 FOLDER = PROJECT / "runs" / "experiments"

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from errors import InputError
+from command_line.errors import InputError
 
 try:
     import fcntl

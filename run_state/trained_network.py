@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from checkpoints import read_checkpoint
+from command_line.errors import InputError
 from data_preprocessing import Normalisation, centre_view
-from errors import InputError
 from model_preparation import build_model
-from run_folder import checkpoint_files
+from run_state.checkpoints import read_checkpoint
+from run_state.run_folder import checkpoint_files
 from user_input import UserInput, from_saved
 
 

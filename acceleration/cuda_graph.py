@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from errors import summary
+from command_line.errors import summary
 from model_preparation import Training
 
 WARM_UP = 3  # steps before the recording: cuDNN tries its kernels, the optimizer makes its state

@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-from distributed import all_max
+from acceleration.distributed import all_max
 
 
 class StopRequest:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast_layers import keep_freed_memory
+from acceleration.fast_layers import keep_freed_memory
+from benchmarks.measuring import MEMORY_HOW, measure, peak_memory
 from lambda_layer import COSTS, LambdaLayer, Size, Tiling, Way, choose_way, cost
-from measuring import MEMORY_HOW, measure, peak_memory
 
 
 class Case(NamedTuple):

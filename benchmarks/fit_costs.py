@@ -1,6 +1,6 @@
 """Fits the costs by which `lambda_layer.py` chooses among its ways to the timings of `benchmark.py layer`.
 
-    python fit_costs.py runs/benchmarks/layer-<device>-<versions>.json
+    python -m benchmarks.fit_costs runs/benchmarks/layer-<device>-<versions>.json
 
 prints the two lines of `lambda_layer.COSTS` for that device, and how the rule would choose by them, and by those that
 are there now. A time is taken for the sum of what the shape costs whichever way is taken (projections, norms, content)
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmark_layer import MEASURED, Case
-from errors import InputError, Parser, one_line_errors
+from benchmarks.layer import MEASURED, Case
+from command_line.errors import InputError, Parser, one_line_errors
 from lambda_layer import COSTS, Costs, Way, cost
 
 UNITS = Costs(*np.eye(len(Costs._fields)))  # a cost that is linear in these has the units of work for its value
@@ -72,7 +72,7 @@ def timings(cases: list[dict[str, Any]], measured: str) -> list[Timed]:
 
 
 def parse_way(name: str) -> Way:
-    """The inverse of `benchmark_layer.way_name`."""
+    """The inverse of `layer.way_name`."""
     order, _, tile = name.partition(" ")
     return Way(order, tuple(map(int, tile.split("x"))) if tile else ())
 

@@ -31,7 +31,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        from distributed import tell_once  # here, so that --help need not wait for PyTorch
+        from acceleration.distributed import tell_once  # here, so that --help need not wait for PyTorch
 
         tell_once(f"error: {' '.join(str(error).split())}")
         raise SystemExit(EXIT_CODE) from None

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distributed import size
+from acceleration.distributed import size
 
 
 class AllReduce(torch.autograd.Function):

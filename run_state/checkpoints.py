@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, optim
 
-from distributed import on_main
-from errors import InputError
+from acceleration.distributed import on_main
+from command_line.errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
-from run_folder import CHECKPOINTS, best_file, checkpoint_files, read_config, writing
+from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files, read_config, writing
 from user_input import UserInput, contradictions, from_saved
 
 KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there is one before it

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from fast_layers import quicken
+from acceleration.fast_layers import quicken
+from benchmarks.measuring import measure, peak_memory
+from benchmarks.reference_networks import replace_convolutions
 from lambda_layer import LambdaLayer
-from measuring import measure, peak_memory
-from reference_networks import replace_convolutions
 from resnet import build_resnet
 from resnet_lambda import build_lambda_resnet
 

@@ -2,7 +2,7 @@
 
 Each is a function of the settings and the number of classes, as `main_general.main` takes it for `make_model`, and
 changes as little as it can of the network that the settings describe. What is wrong in the study's layer stands here
-and in `reference_networks.py`, never in `lambda_layer.py`.
+and in `benchmarks/reference_networks.py`, never in `lambda_layer.py`.
 
 b batch · n query positions · m context positions · d channels · k key depth · v value depth · u intra-depth · h heads
 """
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
-from benchmark_scaling import SelfAttention2d
+from benchmarks.reference_networks import Size, build_study_lambda_resnet, replace_convolutions
+from benchmarks.scaling import SelfAttention2d
 from lambda_layer import LambdaLayer
 from model_preparation import MakeModel, build_model, finish_model
-from reference_networks import Size, build_study_lambda_resnet, replace_convolutions
 from user_input import UserInput
 
 WINDOW = 7  # side of the context of local self-attention (paper, Tables 3 and 4)

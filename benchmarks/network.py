@@ -22,13 +22,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acceleration.fast_layers import folded
+from benchmarks.measuring import Timing, peak_memory, seconds
+from benchmarks.reference_networks import build_plain_resnet, build_study_lambda_resnet
 from data_preprocessing import AugmentedLoader, Batch, Normalisation, PlainLoader
-from fast_layers import folded
 from LabelSmoothing import LabelSmoothing
-from measuring import Timing, peak_memory, seconds
 from model_preparation import PRECISIONS, Training, prepare_training
 from nntrain import TrainingStep
-from reference_networks import build_plain_resnet, build_study_lambda_resnet
 from user_input import UserInput
 
 IMAGE_SIZE, CLASSES = 32, 10

@@ -1,0 +1,1 @@
+"""What `benchmark.py` measures, and the tables that are computed from it."""

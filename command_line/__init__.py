@@ -1,0 +1,1 @@
+"""How every script reads its command line and refuses bad input."""

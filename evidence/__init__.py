@@ -1,0 +1,1 @@
+"""The experiments and what they came to: runs, networks, figures."""
