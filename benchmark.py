@@ -5,7 +5,7 @@
     python benchmark.py infer            # the same without gradients; about fifteen
     python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five
 
-Each with `--quick` gives an answer in about a minute. The files go to runs/benchmarks/.
+Each with `--quick` gives an answer in about a minute. The files go to results/benchmarks/.
 """
 
 import argparse

@@ -7,7 +7,7 @@
     python report.py                                              # RESULTS.md out of the logs of all the runs
 
 What is done is skipped, what was cut off is resumed, what diverged is kept as it is: the same command goes on after a
-Ctrl-C. Every run is a process of its own, with its folder under runs/experiments/ (see `evidence/runs.py`). A scale
+Ctrl-C. Every run is a process of its own, with its folder under results/logs/ (see `evidence/runs.py`). A scale
 is part of what a run is: runs of different scales never mix. Another copy of a data set gets a name of its own:
 
     python experiments.py --dataset imagefolder --data_dir data/cifar10-jpeg --data_name "CIFAR-10 (JPEG copy)"

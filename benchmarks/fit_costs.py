@@ -1,6 +1,6 @@
 """Fits the costs by which `lambda_layer.py` chooses among its ways to the timings of `benchmark.py layer`.
 
-    python -m benchmarks.fit_costs runs/benchmarks/layer-<device>-<versions>.json
+    python -m benchmarks.fit_costs results/benchmarks/layer-<device>-<versions>.json
 
 prints the two lines of `lambda_layer.COSTS` for that device, and how the rule would choose by them, and by those that
 are there now. A time is taken for the sum of what the shape costs whichever way is taken (projections, norms, content)

@@ -16,7 +16,7 @@ import torch
 from model_preparation import describe_device
 from user_input import PROJECT
 
-FOLDER = PROJECT / "runs" / "benchmarks"
+FOLDER = PROJECT / "results" / "benchmarks"
 MEMORY_HOW = {
     "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (profiler's "
     "memory events); parameters, the input and scratch memory inside MKL and oneDNN not counted",

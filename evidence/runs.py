@@ -3,7 +3,7 @@
 A run is a variation (settings that differ from `user_input.py`, perhaps another network), a seed, and the conditions
 under which it is compared with others (data, device, precision, scale). These three are its folder:
 
-    runs/experiments/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
+    results/logs/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
 
 so a run that several experiments ask for is one run. Its state is read off that folder and nowhere else.
 """
@@ -31,7 +31,7 @@ from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
 from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
 
-FOLDER = PROJECT / "runs" / "experiments"
+FOLDER = PROJECT / "results" / "logs"
 FAILURE = "failure.json"
 OUTPUT = "output.txt"  # what a run's process printed; not committed
 FIELDS = {field.name: field for field in dataclasses.fields(UserInput)}
