@@ -96,13 +96,24 @@ class Loader(Protocol):
         ...
 
 
+class OrderedLoader(Loader, Protocol):
+    """Hands out every image once, in the data's order; a process's positions are `shares(images, batch_size)`."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def reordered(self, order: Tensor, batch_size: int) -> "OrderedLoader":
+        """The same images, those of the positions `order` (n,), in batches of another size."""
+        ...
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, ready to be trained on."""
 
     train: Loader
-    validation: Loader | None
-    test: Loader
+    validation: OrderedLoader | None
+    test: OrderedLoader
     classes: tuple[str, ...]
     normalisation: Normalisation
 
@@ -116,6 +127,9 @@ class ImageSet:
 
     def part(self, index: np.ndarray) -> "ImageSet":
         return ImageSet(partial(_read_part, self.read, index), self.labels[index])
+
+
+Loaders = tuple[Loader, Sequence[OrderedLoader], Normalisation]  # of the training images, of the others
 
 
 def load_data(args: UserInput, device: torch.device) -> Data:
@@ -132,8 +146,8 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     fits = _fits_in_memory(args, len(train.labels) + len(test.labels))
     parts = [part for part in (train, test, validation) if part is not None]
     prepare = _in_memory if fits else _streaming
-    loaders, normalisation = prepare(args, parts, device)
-    return Data(loaders[0], loaders[2] if validation else None, loaders[1], tuple(classes), normalisation)
+    loader, (test_loader, *validation_loader), normalisation = prepare(args, parts, device)
+    return Data(loader, validation_loader[0] if validation else None, test_loader, tuple(classes), normalisation)
 
 
 def _check_shares(args: UserInput, images: int) -> None:
@@ -317,17 +331,17 @@ def _flips(args: UserInput) -> bool:
 # --------------------------------------------------------------------------------------------------- in memory
 
 
-def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
+def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
     pixels = [_decode(part, args.image_size) for part in parts]
-    known = args.dataset == "cifar10"
-    normalisation = Normalisation(*CIFAR10_STATISTICS) if known else measure_normalisation(pixels[0])
+    study = args.normalisation == "study" or (args.normalisation == "auto" and args.dataset == "cifar10")
+    normalisation = Normalisation(*CIFAR10_STATISTICS) if study else measure_normalisation(pixels[0])
     train, *others = (
         PlainLoader(images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation)
         for part, images in zip(parts, pixels, strict=True)
     )
     batch_size = evaluation_batch(args, device)
     others = [replace(loader, batch_size=batch_size) for loader in others]
-    return [AugmentedLoader.of(train, args.seed, _flips(args)), *others], normalisation
+    return AugmentedLoader.of(train, args.seed, _flips(args)), others, normalisation
 
 
 def evaluation_batch(args: UserInput, device: torch.device) -> int:
@@ -389,6 +403,10 @@ class PlainLoader:
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         for share in shares(self.images, self.batch_size, first):
             yield self.normalisation.apply(self.pixels[share]), self.labels[share]
+
+    def reordered(self, order: Tensor, batch_size: int) -> "PlainLoader":
+        order = order.to(self.labels.device)
+        return replace(self, pixels=self.pixels[order], labels=self.labels[order], batch_size=batch_size)
 
 
 @dataclass(frozen=True)
@@ -452,8 +470,11 @@ def mix(*numbers: int) -> int:
 # --------------------------------------------------------------------------------------------------- streaming
 
 
-def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
-    normalisation, side = Normalisation(*IMAGENET_STATISTICS), args.image_size
+def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
+    if args.normalisation == "measured":
+        raise InputError("normalisation: measured needs images that fit into memory; take auto, or raise memory_gib")
+    study, side = args.normalisation == "study", args.image_size
+    normalisation = Normalisation(*(CIFAR10_STATISTICS if study else IMAGENET_STATISTICS))
     augment = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(0.5 if _flips(args) else 0.0)])
     centre = _fitting(side, round(side * RESIZE_RATIO))
     train = StreamLoader(
@@ -470,7 +491,7 @@ def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
     others = [
         replace(train, image_set=part, transform=centre, batch_size=batch_size, train=False) for part in parts[1:]
     ]
-    return [train, *others], normalisation
+    return train, others, normalisation
 
 
 @dataclass(frozen=True)
@@ -513,6 +534,9 @@ class StreamLoader:
             raise InputError(
                 str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
             ) from None
+
+    def reordered(self, order: Tensor, batch_size: int) -> "StreamLoader":
+        return replace(self, image_set=self.image_set.part(order.numpy()), batch_size=batch_size)
 
     def _order(self, epoch: int) -> list[int]:
         count = len(self.image_set.labels)

@@ -37,15 +37,24 @@ FREE_ON_RESUME = frozenset(
         "compile",
         "cuda_graph",
         "deterministic",
+        "stop_after",
+        "keep_predictions",
         "checkpoint_every",
         "resume",
     ]
 )
+# Settings of earlier versions that are no more, with the values at which they said what is now always so.
+RETIRED: dict[str, tuple[Any, ...]] = {}
 
 
-def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A documented field. Limits: `choices`, `minimum`, `maximum` (both included), `above`, `below` (excluded)."""
-    return dataclasses.field(default=default, metadata={"help": help, "limits": limits})
+def setting(default: Any, help: str, *, before: Any = dataclasses.MISSING, **limits: Any) -> Any:
+    """A documented field. Limits: `choices`, `minimum`, `maximum` (both included), `above`, `below` (excluded).
+
+    `before` is the value that does what was done before there was the setting, where that is not its default: a run
+    that was saved without the setting takes it.
+    """
+    before = default if before is dataclasses.MISSING else before
+    return dataclasses.field(default=default, metadata={"help": help, "limits": limits, "before": before})
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,12 @@ class UserInput:
     )
     data_dir: str = setting("data", "folder that holds, or will hold, the data set")
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)
+    normalisation: str = setting(
+        "auto",
+        "mean and standard deviation of the pixels: study (its values for CIFAR-10), measured on the training images, "
+        "or auto (study for cifar10, ImageNet's where images stream, else measured)",
+        choices=("auto", "study", "measured"),
+    )
     batch_size: int = setting(128, "images per training step, of all processes together (study: 128)", minimum=2)
     workers: int = setting(
         2, "processes that load images which do not fit in memory; 0: the main process", minimum=0, maximum=256
@@ -130,11 +145,20 @@ class UserInput:
 
     # The training
     epochs: int = setting(90, "passes over the training images (study: 90)", minimum=1)
+    stop_after: int | None = setting(
+        None, "end after so many epochs of the schedule that `epochs` describes; none: after all of them", minimum=1
+    )
     warmup_epochs: int = setting(
         5,
         "epochs in which the learning rate rises from initial_lr to warmup_epochs × initial_lr, before cosine "
         "annealing (study: 5); takes a fifth of the epochs at most",
         minimum=0,
+    )
+    schedule: str = setting(
+        "epoch",
+        "when the learning rate changes: by epoch, towards 0; study, the same with the cosine one epoch further on, so "
+        "that the last epoch has 0 (as its code does); or by step, reaching 0 after the last step",
+        choices=("epoch", "study", "step"),
     )
     optimizer: str = setting(
         "adam", "adam (study), adamw or sgd (with Nesterov momentum)", choices=("adam", "adamw", "sgd")
@@ -145,6 +169,26 @@ class UserInput:
     weight_decay: float = setting(1e-4, "weight decay (study: 1e-4; decoupled with adamw)", minimum=0.0)
     label_smoothing: float = setting(
         0.1, "share of the target spread over all classes in training (study: 0.1)", minimum=0.0, below=1.0
+    )
+    average: str = setting(
+        "none",
+        "average of the weights, tested beside them: exponential (paper), or of the last_epochs; its batch norms are "
+        "estimated anew on training images",
+        choices=("none", "exponential", "last_epochs"),
+    )
+    average_decay: float = setting(
+        0.9999, "of the exponential average: share of the old in each step (paper: 0.9999)", above=0.0, below=1.0
+    )
+    average_epochs: int = setting(10, "of the average of the last epochs: how many", minimum=1)
+
+    # The test
+    also_test_in_training_mode: bool = setting(
+        False,
+        "test a second time with batch norms in training mode, as the study did: batches of batch_size images, in an "
+        "order of each epoch's own; the running statistics stay as they are",
+    )
+    keep_predictions: int = setting(
+        0, "of so many of the last epochs, write the predicted class of every test image", minimum=0
     )
 
     # The machine
@@ -194,6 +238,11 @@ class UserInput:
         return self.stages
 
     @property
+    def last_epoch(self) -> int:
+        """The epoch after which the run ends: `epochs`, or `stop_after` where that comes first (computed)."""
+        return self.epochs if self.stop_after is None else min(self.epochs, self.stop_after)
+
+    @property
     def data_path(self) -> Path:
         """`data_dir` as a full path (computed)."""
         return PROJECT / self.data_dir
@@ -236,11 +285,23 @@ def contradictions(args: UserInput, other: UserInput) -> list[str]:
 
 
 def from_saved(settings: dict[str, Any], source: Path) -> UserInput:
-    """The settings that a run has saved; `source` is named where they do not fit this version of the project."""
-    known = {field.name for field in dataclasses.fields(UserInput)}
-    if not isinstance(settings, dict) or set(settings) != known:
-        raise InputError(f"resume: {source} holds the settings of another version of this project")
-    return UserInput(**settings)
+    """The settings that a run has saved, of this version of the project or of an earlier one.
+
+    A setting that was not there yet takes the value that does what was done then.
+
+    Raises:
+        InputError: naming `source`, and the setting of another version that cannot be honoured.
+    """
+    if not isinstance(settings, dict):
+        raise InputError(f"resume: {source} holds no settings")
+    fields = {field.name: field for field in dataclasses.fields(UserInput)}
+    for name, value in settings.items():
+        if name not in fields and value not in RETIRED.get(name, ()):
+            raise InputError(
+                f"resume: {source} has the setting {name} {value}, which this version of the project cannot honour"
+            )
+    before = {name: field.metadata["before"] for name, field in fields.items()}
+    return UserInput(**{name: settings.get(name, before[name]) for name in fields})
 
 
 def _resumed(args: UserInput, given: dict[str, Any]) -> UserInput:

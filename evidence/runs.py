@@ -43,10 +43,13 @@ class Variation:
 
     settings: tuple[tuple[str, Any], ...]  # in the order of `UserInput`, none of them at its default
     network: str | None = None  # a name in `NETWORKS`
+    title: str | None = None  # its folder's name, where it is not made of all that it changes
 
     @property
     def name(self) -> str:
         """Its folder's name, such as `lambda_stem-cifar_scope-7`: all that it changes."""
+        if self.title:
+            return self.title
         settings = dict(self.settings)
         parts = [self.network or settings.get("model", FIELDS["model"].default)]
         for name, value in settings.items():
@@ -61,7 +64,7 @@ class Variation:
         return NETWORKS[self.network] if self.network else build_model
 
 
-def vary(network: str | None = None, **settings: Any) -> Variation:
+def vary(network: str | None = None, title: str | None = None, **settings: Any) -> Variation:
     """The variation of these settings, written in one way: `stages="CCCC"` is the baseline, `LLLL` needs no mention."""
     if network is None and settings.get("stages") == "CCCC":
         settings |= {"model": "baseline"}
@@ -73,7 +76,7 @@ def vary(network: str | None = None, **settings: Any) -> Variation:
     ]
     if unknown := settings.keys() - FIELDS.keys():
         raise InputError(f"{', '.join(sorted(unknown))}: no such setting")
-    return Variation(tuple(changed), network)
+    return Variation(tuple(changed), network, title)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ class Record:
         """`done`, `cut off`, or the kind of its failure."""
         if self.failure:
             return self.failure["kind"]
-        if len(self.rows) < self.config["settings"]["epochs"]:
+        settings = self.config["settings"]
+        if len(self.rows) < min(settings["epochs"], settings.get("stop_after") or settings["epochs"]):
             return "cut off"
         # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
         owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()

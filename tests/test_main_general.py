@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from run_tools import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
@@ -107,6 +108,55 @@ def test_a_run_is_the_same_every_time(undisturbed: tuple[UserInput, RunResult], 
     args, result = undisturbed
     again = main(dataclasses.replace(args, runs_dir=str(tmp_path)))
     assert_same_run(again.folder, result.folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "step", "average": "exponential", "average_decay": 0.8, "also_test_in_training_mode": True},
+        {"schedule": "study", "average": "last_epochs", "average_epochs": 2, "keep_predictions": 2},
+    ],
+    ids=["by step, exponential average, training mode", "study, average of the last epochs, predictions"],
+)
+def test_a_run_that_ends_early_and_one_stopped_within_an_epoch_go_on_to_the_same_end(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = dataclasses.replace(undisturbed[0], checkpoint_every=1, **settings)
+    expected = main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole")))
+    args = dataclasses.replace(args, runs_dir=str(tmp_path / "parts"))
+    early = main(dataclasses.replace(args, stop_after=2))
+    assert (early.epochs, early.stopped_by) == (2, None)
+    assert (early.folder / "confusion.csv").exists()
+    assert "--stop_after none" in (early.folder / "log.txt").read_text()
+    asked = 0
+
+    class StopAfterSteps(main_general.StopRequest):
+        def __call__(self) -> bool:
+            nonlocal asked
+            asked += 1
+            self.signal = signal.SIGTERM if asked >= 7 else None  # in the third epoch's tests
+            return self.signal is not None
+
+    args = dataclasses.replace(args, resume=str(early.folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+        assert main(args).epochs == 2
+    resumed = main(args)
+    assert_same_run(resumed.folder, expected.folder)
+    last = read_metrics(resumed.folder)[-1]
+    if args.also_test_in_training_mode:
+        assert last["test_loss_training_mode"] != last["test_loss"]
+    assert last["test_loss_average"] != last["test_loss"]
+    predictions = resumed.folder / "predictions"
+    kept = ["epoch0003.npz", "epoch0004.npz"] if args.keep_predictions else []
+    assert sorted(path.name for path in predictions.glob("*"))[-2:] == kept  # those of the early end stay
+    for name in kept:
+        ours, theirs = np.load(predictions / name), np.load(expected.folder / "predictions" / name)
+        assert set(ours) == set(theirs) == {"labels", "evaluation", "average"}
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    if kept:
+        right = np.mean(ours["labels"] == ours["evaluation"])
+        assert (100 * right, ours["labels"].dtype) == (pytest.approx(last["test_top1"]), np.uint8)
 
 
 @pytest.mark.parametrize("at_step", [1, 4, 6, 11])
