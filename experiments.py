@@ -74,7 +74,38 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
+# The stages of docs/protocol.md. R, S and L are ResNet-50, the study's λ-ResNet-50 and ours.
+STUDYS_RECIPE: dict[str, Any] = {"normalisation": "study", "also_test_in_training_mode": True}
+STAGE_1 = {**STUDYS_RECIPE, "schedule": "study", "stop_after": 20, "keep_predictions": 10}
+STAGE_2 = {**STUDYS_RECIPE, "schedule": "step", "epochs": 30, "keep_predictions": 5}
+STAGE_3 = {**STUDYS_RECIPE, "schedule": "study", "keep_predictions": 10}
+
+
+def arms(stage: str, names: str, settings: dict[str, Any]) -> dict[str, Variation]:
+    """The networks of a stage of the protocol, by the letters of their arms."""
+    every = {
+        "R": ("ResNet-50", vary(title=f"{stage}_R", model="baseline", **settings)),
+        "S": ("the study's λ-ResNet-50", vary("study", title=f"{stage}_S", **settings)),
+        "L": ("λ-ResNet-50", vary(title=f"{stage}_L", **settings)),
+    }
+    return dict(every[name] for name in names)
+
+
 EXPERIMENTS = {
+    "stage_1": Experiment(
+        "Does the study's network fall behind ResNet-50 as its curves did, and does ours not? The study's 90-epoch "
+        "schedule, ended after 20 epochs.",
+        arms("stage_1", "RSL", STAGE_1),
+    ),
+    "stage_2": Experiment(
+        "Where do ResNet-50 and λ-ResNet-50 come after 30 epochs, annealed to 0?",
+        arms("stage_2", "RL", STAGE_2),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "stage_3": Experiment(
+        "The study's comparison itself: 90 epochs of its schedule.",
+        arms("stage_3", "RSL", STAGE_3),
+    ),
     "study": Experiment(
         "Does λ-ResNet-50 beat ResNet-50 as the study trained them (its Tables 1 to 3), and with larger maps?",
         {
