@@ -7,19 +7,20 @@ so the runs of one seed rise and fall together, and arms are compared within a s
 
 fitted by least squares; the residual's variance is pooled over the arms. Of two arms it is the paired t-test.
 
-A contrast is a weighted sum of arms, {"L": 1, "R": -1}, in the unit of y; here that is percentage points.
+An arm may be a network in one of the modes that it is tested in. A contrast is a weighted sum of arms, such as
+{"L": 1, "R": -1}, in the unit of y; here that is percentage points.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Values = Mapping[str, Mapping[int, float]]  # of each arm, by seed
-Weights = Mapping[str, float]  # of the arms in a contrast; they add up to 0
+Arm = TypeVar("Arm", bound=Hashable)
 CONFIDENCE, POWER = 0.95, 0.8
 DRAWS = 10_000
 MOST_SEEDS = 1000
@@ -53,12 +54,14 @@ class Estimate:
         return self.points - half, self.points + half
 
 
-def estimate(values: Values, weights: Weights) -> Estimate | None:
+def estimate(values: Mapping[Arm, Mapping[int, float]], weights: Mapping[Arm, float]) -> Estimate | None:
     """The contrast over the seeds that all its arms have; None where there is no such seed.
 
-    The other arms in `values` help to find the residual, where they have those seeds.
+    Args:
+        values: of each arm, by seed. The arms that are not in the contrast help to find the residual.
+        weights: of the arms in the contrast; they add up to 0.
     """
-    seeds = sorted(set.intersection(*(set(values.get(arm, ())) for arm in weights)))
+    seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in weights)))
     if not seeds:
         return None
     arms = [arm for arm in values if set(values[arm]) & set(seeds)]
@@ -82,7 +85,7 @@ def estimate(values: Values, weights: Weights) -> Estimate | None:
     )
 
 
-def holm(p_values: list[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given; one that is nan stays so, and counts as a test that was made."""
     adjusted, highest = [math.nan] * len(p_values), 0.0
     order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=lambda place: p_values[place])
@@ -122,10 +125,16 @@ def equivalence(found: Estimate, margin: float) -> float:
 # ------------------------------------------------------------------------------------------ how many seeds it takes
 
 
-def power(points: float, deviation: float, seeds: int, arms: int) -> float:
-    """Power of the two-sided t-test to see that two of the arms differ by so many points: by the noncentral t."""
+def power(points: float, deviation: float, seeds: int, arms: int, squares: float = 2.0) -> float:
+    """Power of the two-sided t-test to tell a contrast of so many points from 0: by the noncentral t.
+
+    Args:
+        deviation: of the residual.
+        arms: of the model, from which the residual is pooled.
+        squares: of the weights in the contrast, summed: 2 for a difference of two arms, 4 for one of two differences.
+    """
     freedom = (arms - 1) * (seeds - 1)
-    shift = points / (deviation * math.sqrt(2.0 / seeds))
+    shift = points / (deviation * math.sqrt(squares / seeds))
     reach = stats.t.ppf((1.0 + CONFIDENCE) / 2.0, freedom)
     # beyond this the other tail is nought, and SciPy's series for it may fail
     other_tail = stats.nct.cdf(-reach, freedom, shift) if shift < 5.0 else 0.0
@@ -133,7 +142,7 @@ def power(points: float, deviation: float, seeds: int, arms: int) -> float:
 
 
 def seeds_for(points: float, deviation: float, arms: int) -> int:
-    """The fewest seeds with a power of 80 %, two at the least; `MOST_SEEDS` where more would be needed."""
+    """The fewest seeds that tell two arms apart at 80 % power, two at the least; at most `MOST_SEEDS`."""
     return next((n for n in range(2, MOST_SEEDS) if power(points, deviation, n, arms) >= POWER), MOST_SEEDS)
 
 

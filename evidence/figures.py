@@ -7,6 +7,7 @@ figure that no longer shows what the logs hold is found without comparing drawin
 import hashlib
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
+GREY = "#888888"
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "osD^vP*X<>"
@@ -56,67 +58,124 @@ def centre_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-@matplotlib.rc_context(STYLE)
-def learning_curves(curves: dict[str, dict[str, list[list[float]]]], place: str, path: Path) -> str:
-    """{network: {figure: its values over the seeds, for each epoch}}: top-1 and loss; test solid, training dashed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for axes, what, label in ((left, "top1", "top-1 (%)"), (right, "loss", "loss")):
-        for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-            for part, line in (("test", "-"), ("train", "--")):
-                seeds = len(values[f"{part}_{what}"][0])
-                text = f"{name} ({seeds} seed{'s' if seeds > 1 else ''})" if part == "test" else None
-                _band(axes, values[f"{part}_{what}"], colour, line, text)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    handles, names = left.get_legend_handles_labels()
-    for text, line in (("test", "-"), ("training", "--")):
-        handles.append(plt.Line2D([], [], color="#555555", linestyle=line))
-        names.append(text)
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
-    return save(figure, place, path, curves)
+@dataclass(frozen=True)
+class Curve:
+    """A figure epoch by epoch; a single run has no band."""
 
+    means: list[float]
+    low: list[float]  # of the band, epoch by epoch; nan where there is none
+    high: list[float]
+    runs: list[int]  # how many it is taken over
 
-def _band(axes: Axes, values: list[list[float]], colour: str, line: str, label: str | None) -> None:
-    epochs = range(1, len(values) + 1)
-    pairs = [centre_and_spread(seeds) for seeds in values]
-    marker = "o" if len(values) < 15 else None
-    axes.plot(epochs, [mean for mean, _ in pairs], line, color=colour, label=label, marker=marker, markersize=3)
-    axes.fill_between(
-        epochs, [mean - s for mean, s in pairs], [mean + s for mean, s in pairs], color=colour, alpha=0.15, linewidth=0
-    )
-
-
-@matplotlib.rc_context(STYLE)
-def waterfall(rungs: dict[str, list[float]], place: str, path: Path) -> str:
-    """{rung: its values over the seeds}: the first as it is, then what each repair adds, then where it ends."""
-    names, pairs = list(rungs), [centre_and_spread(values) for values in rungs.values()]
-    means = [mean for mean, _ in pairs]
-    spread = max(s for _, s in pairs)
-    floor = min(means) - max(1.0, 3 * spread, 0.3 * (max(means) - min(means)))
-    figure, axes = plt.subplots(figsize=(10, 0.62 * (len(names) + 1) + 1.4))
-    for row, (mean, s) in enumerate(pairs):
-        before = means[row - 1] if row else floor
-        colour = "#777777" if row == 0 else BLUE if mean >= before else VERMILION
-        axes.barh(row, mean - before, left=before, color=colour, alpha=0.85, height=0.6)
-        axes.errorbar(mean, row, xerr=s, color="black", capsize=3, linewidth=1)
-        step = f"{mean:.2f}" if row == 0 else f"{mean - before:+.2f}".replace("-", "−")
-        axes.annotate(
-            step, (max(mean + s, before), row), xytext=(6, 0), textcoords="offset points", va="center", color="black"
+    @property
+    def counts(self) -> str:
+        """`3 runs`, or `3 runs to epoch 12, 2 to 20`."""
+        changes = [place for place in range(1, len(self.runs)) if self.runs[place] != self.runs[place - 1]]
+        words = "run" if self.runs[0] == 1 else "runs"
+        if not changes:
+            return f"{self.runs[0]} {words}"
+        ends = [*changes, len(self.runs)]
+        first, *rest = [f"to epoch {end}" for end in ends]
+        return ", ".join(
+            [
+                f"{self.runs[0]} {words} {first}",
+                *(
+                    f"{self.runs[end - 1]} {text.replace('epoch ', '')}"
+                    for end, text in zip(ends[1:], rest, strict=True)
+                ),
+            ]
         )
-        if row + 1 < len(pairs):
-            axes.plot([mean, mean], [row, row + 1], color="#555555", linewidth=0.8)
-    axes.barh(len(names), means[-1] - floor, left=floor, color="#777777", alpha=0.85, height=0.6)
-    axes.annotate(f"{means[-1]:.2f}", (means[-1], len(names)), xytext=(6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(
-        range(len(names) + 1), [names[0], *(f"+ {name}" for name in names[1:]), "the layer of this project"]
-    )
-    axes.invert_yaxis()
-    axes.set_xlim(floor, max(mean + s for mean, s in pairs) + 0.12 * (max(means) - floor))
-    axes.grid(axis="y", visible=False)
-    seeds = sorted({len(values) for values in rungs.values()})
-    count = "–".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
-    axes.set_xlabel(f"top-1 on the test images (%), mean and standard deviation over {count} seeds; the axis is cut")
-    return save(figure, place, path, rungs)
+
+
+def curve(values: list[list[float]]) -> Curve:
+    """Mean and standard deviation of the values of all runs, epoch by epoch."""
+    pairs = [centre_and_spread(runs) for runs in values]
+    low, high = [mean - s for mean, s in pairs], [mean + s for mean, s in pairs]
+    return Curve([mean for mean, _ in pairs], low, high, [len(runs) for runs in values])
+
+
+# A row of panels: what its axis says, and for each of test and training the curves by name; a dashed one is the study's
+Row = tuple[str, dict[str, dict[str, Curve]], dict[str, dict[str, Curve]]]
+
+
+@matplotlib.rc_context(STYLE)
+def curves(rows: list[Row], colours: dict[str, str], place: str, path: Path) -> str:
+    """Panels of test (left) and training (right), ours with bands, the study's dashed.
+
+    Args:
+        rows: (label of the axis, ours, the study's); both {`test` or `train`: {name: curve}}.
+        colours: of every name.
+    """
+    figure, panels = plt.subplots(len(rows), 2, figsize=(10, 3.2 * len(rows)), squeeze=False, sharex=True)
+    for (label, ours, studys), pair in zip(rows, panels, strict=True):
+        for part, axes in zip(("test", "train"), pair, strict=True):
+            for name, one in ours.get(part, {}).items():
+                _band(axes, one, colours[name], f"{name} ({one.counts})")
+            for name, one in studys.get(part, {}).items():
+                axes.plot(range(1, len(one.means) + 1), one.means, "--", color=colours[name], linewidth=1, label=name)
+            if "−" in label:
+                axes.axhline(0.0, color="black", linewidth=0.8)
+            axes.set_title("test images" if part == "test" else "training images", fontsize=9)
+        pair[0].set_ylabel(label)
+        pair[0].legend(fontsize=7)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return save(figure, place, path, [[label, _plain(ours), _plain(studys)] for label, ours, studys in rows])
+
+
+def _plain(parts: dict[str, dict[str, Curve]]) -> dict[str, dict[str, list[list[float]]]]:
+    return {
+        part: {name: [one.means, one.low, one.high, list(map(float, one.runs))] for name, one in found.items()}
+        for part, found in parts.items()
+    }
+
+
+def _band(axes: Axes, one: Curve, colour: str, label: str) -> None:
+    epochs = range(1, len(one.means) + 1)
+    axes.plot(epochs, one.means, color=colour, label=label, marker="o" if len(one.means) < 15 else None, markersize=3)
+    axes.fill_between(epochs, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference as it is drawn."""
+
+    points: float
+    low: float  # 95 % interval; nan where there is none
+    high: float
+    wide_low: float  # that which covers other test images too
+    wide_high: float
+    each: list[float]  # seed by seed
+    studys: float | None = None
+
+    @property
+    def holds_nought(self) -> bool:
+        return not (self.low > 0.0 or self.high < 0.0)
+
+
+@matplotlib.rc_context(STYLE)
+def intervals(panels: dict[str, dict[str, Interval]], place: str, path: Path) -> str:
+    """{endpoint: {comparison: its interval}}: grey where it holds 0, blue above, vermilion below."""
+    count = max(map(len, panels.values()))
+    figure, found = plt.subplots(1, len(panels), figsize=(10, 0.45 * count + 1.7), squeeze=False, sharey="row")
+    for axes, (title, rows) in zip(found[0], panels.items(), strict=True):
+        for row, one in enumerate(rows.values()):
+            colour = GREY if one.holds_nought else BLUE if one.low > 0.0 else VERMILION
+            axes.plot([one.wide_low, one.wide_high], [row, row], color=colour, linewidth=1, alpha=0.6)
+            axes.plot([one.low, one.high], [row, row], color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
+            axes.plot(one.each, [row - 0.22] * len(one.each), ".", color=colour, markersize=4, alpha=0.8)
+            axes.plot([one.points], [row], "o", color=colour, markersize=5)
+            if one.studys is not None:
+                axes.plot([one.studys], [row + 0.22], "D", color="black", markersize=4, fillstyle="none")
+        axes.axvline(0.0, color="black", linewidth=0.8)
+        axes.set(title=title, xlabel="difference in points")
+        axes.grid(axis="y", visible=False)
+    names = list(max(panels.values(), key=len))
+    found[0][0].set_yticks(range(len(names)), names)
+    found[0][0].set_ylim(len(names) - 0.5, -0.5)
+    numbers = {title: {name: list(vars(one).values()) for name, one in rows.items()} for title, rows in panels.items()}
+    return save(figure, place, path, numbers)
 
 
 @matplotlib.rc_context(STYLE)
@@ -152,19 +211,4 @@ def trade_offs(points: dict[str, dict[str, Any]], place: str, path: Path) -> str
         axes.set_xlabel(text)
     panels[0].set_ylabel("top-1 on the test images (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return save(figure, place, path, points)
-
-
-@matplotlib.rc_context(STYLE)
-def dots(points: dict[str, list[float]], place: str, path: Path) -> str:
-    """{network: top-1 over the seeds}: a dot for each seed, a bar at the mean; a line at the first."""
-    figure, axes = plt.subplots(figsize=(8, 0.32 * len(points) + 1.6))
-    for row, values in enumerate(points.values()):
-        colour = VERMILION if row == 0 else BLUE
-        axes.plot(values, [row] * len(values), "o", color=colour, markersize=4, alpha=0.7)
-        axes.plot([statistics.mean(values)], [row], "|", color="black", markersize=12)
-    axes.axvline(statistics.mean(next(iter(points.values()))), color=VERMILION, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(points)), list(points))
-    axes.invert_yaxis()
-    axes.set_xlabel("top-1 on the test images (%)")
     return save(figure, place, path, points)

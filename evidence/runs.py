@@ -1,17 +1,18 @@
-"""The runs of experiments: what each is called, what it is made of, where it lies, how far it is, and carrying it out.
+"""The runs of experiments: what each is called, what it is made of, where it lies, and carrying it out.
 
 A run is a variation (settings that differ from `user_input.py`, perhaps another network), a seed, and the conditions
 under which it is compared with others (data, device, precision, scale). These three are its folder:
 
     results/logs/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
 
-so a run that several experiments ask for is one run. Its state is read off that folder and nowhere else.
+so a run that several experiments ask for is one run. Its state is read off that folder and nowhere else (`records.py`).
 """
 
 import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,16 +24,17 @@ import torch
 from command_line.errors import InputError, one_line_errors
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
-from log_data import CONFUSION, drop_embeddings
+from evidence.records import FAILURE, Record, read_record
+from log_data import drop_embeddings
 from main_general import main
 from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
 from run_state.checkpoints import write_atomically
-from run_state.run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
+from run_state.run_folder import CHECKPOINTS, checkpoint_files, locked
 from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
 
 FOLDER = PROJECT / "results" / "logs"
-FAILURE = "failure.json"
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}  # of data sets, beside figures
 OUTPUT = "output.txt"  # what a run's process printed; not committed
 FIELDS = {field.name: field for field in dataclasses.fields(UserInput)}
 
@@ -108,6 +110,20 @@ class Conditions:
     def folder(self) -> Path:
         return self.root / self.name
 
+    def command(self, *words: str) -> str:
+        """The command line with these words under these self."""
+        parts = list(words)
+        if self.scale != "full":
+            parts += ["--scale", f"{self.epochs_scale:g}", f"{self.images_scale:g}"]
+        if self.dataset != "cifar10":
+            parts += ["--dataset", self.dataset]
+        if self.data_dir != FIELDS["data_dir"].default:
+            parts += ["--data_dir", self.data_dir]
+        if self.data != NAMES.get(self.dataset):
+            parts += ["--data_name", self.data]
+        parts += ["--device", torch.device(self.device).type, "--precision", self.precision]
+        return "python experiments.py " + shlex.join(parts)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -145,7 +161,7 @@ class Run:
             scaled["training_images"] = round(training_count(args) * conditions.images_scale)
         return dataclasses.replace(args, **scaled)
 
-    def record(self) -> "Record | None":
+    def record(self) -> Record | None:
         """What there is of the run.
 
         Raises:
@@ -157,71 +173,13 @@ class Run:
         return record
 
     def _check(self, config: dict[str, Any]) -> None:
-        there = config["settings"] | {"network": config["experiment"]["network"]}
-        here = dataclasses.asdict(self.args) | {"network": self.variation.network}
+        there = config["settings"] | {"network": config["experiment"]["network"], "data": config["experiment"]["data"]}
+        here = dataclasses.asdict(self.args) | {"network": self.variation.network, "data": self.conditions.data}
         for name in here.keys() & there.keys() - FREE_ON_RESUME:
             if here[name] != there[name]:
                 raise InputError(
                     f"{self.folder} was run with {name} {there[name]}, and it is {here[name]} now; move it elsewhere"
                 )
-
-
-# ------------------------------------------------------------------------------------------ what a folder tells
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run has left in its folder."""
-
-    folder: Path  # of main_general.py
-    config: dict[str, Any]
-    rows: list[dict[str, Any]]  # of metrics.jsonl
-    failure: dict[str, str] | None  # kind: diverged or out of memory; message
-
-    @property
-    def state(self) -> str:
-        """`done`, `cut off`, or the kind of its failure."""
-        if self.failure:
-            return self.failure["kind"]
-        settings = self.config["settings"]
-        if len(self.rows) < min(settings["epochs"], settings.get("stop_after") or settings["epochs"]):
-            return "cut off"
-        # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
-        owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()
-        return "cut off" if owed else "done"
-
-    @property
-    def seed(self) -> int:
-        return self.config["settings"]["seed"]
-
-    @property
-    def variation(self) -> str:
-        return self.config["experiment"]["run"]
-
-
-def read_record(folder: Path) -> Record | None:
-    """What lies in a run's folder `…/seed-<n>`; None where it was never begun.
-
-    Raises:
-        InputError: `config.json` is damaged.
-    """
-    configs = sorted(folder.glob(f"*/*/{CONFIG}"))
-    if not configs:
-        return None
-    path = folder / FAILURE
-    failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return Record(configs[-1].parent, read_config(configs[-1].parent), _rows(configs[-1].parent), failure)
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / METRICS
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that was being written when the run was killed
-            break
-    return rows
 
 
 # ------------------------------------------------------------------------------------------------ carrying it out

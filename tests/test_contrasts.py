@@ -115,6 +115,14 @@ def test_the_seeds_that_a_difference_takes() -> None:
     assert seeds_for(math.sqrt(2.0), 1.0, arms=2) == 10
     assert power(math.sqrt(2.0), 1.0, 9, arms=2) < 0.8 <= power(math.sqrt(2.0), 1.0, 10, arms=2)
     assert seeds_for(math.sqrt(2.0), 1.0, arms=3) < 10
+    # docs/protocol.md: the smallest differences with 80 % power, of one difference, of D, and in stage 2
+    for found in (
+        power(0.55, 0.2, 3, arms=4),
+        power(1.94, 0.5, 3, arms=4, squares=4.0),
+        power(0.83, 0.35, 5, arms=2),
+        power(2.31, 0.5, 3, arms=2),
+    ):
+        assert found == pytest.approx(0.8, abs=0.01)
     assert seeds_for(10.0, 0.1, arms=2) == 2
     assert seeds_for(0.001, 1.0, arms=2) == 1000
 

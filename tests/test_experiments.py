@@ -26,8 +26,11 @@ from evidence.networks import (
     position_norm,
     training_mode_test,
 )
-from evidence.runs import Conditions, Run, carry_out, read_record, vary
-from experiments import EXPERIMENTS, Experiment, choose_runs, find_conditions, parse
+from evidence.processes import facts, state
+from evidence.questions import EXPERIMENTS, Experiment
+from evidence.records import read_record
+from evidence.runs import Conditions, Run, carry_out, vary
+from experiments import choose_runs, find_conditions, parse
 from lambda_layer import LambdaLayer, content_output
 from model_preparation import build_model
 from user_input import UserInput
@@ -91,7 +94,7 @@ def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--only studi", "only: there is no experiment studi; there is study, ladder"),
+        ("--only studi", "only: there is no experiment studi; there is stage_1, stage_2"),
         ("--scale 0", "scale: takes one or two numbers above 0, at most 1"),
         ("--scale .1 .1 .1", "scale: takes one or two numbers"),
         ("--jobs 0", "jobs: 0 is not allowed"),
@@ -121,8 +124,8 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "StopRequest", StopAtOnce)
-        assert carry_out(run, experiments.facts(run, "study", 1)) == signal.SIGTERM
-    assert experiments.state(run) == "cut off"
+        assert carry_out(run, facts(run, "study", 1)) == signal.SIGTERM
+    assert state(run) == "cut off"
     assert carry_out(run) is None
     record = run.record()
     assert (record.state, record.config["settings"]["training_images"]) == ("done", 287)
@@ -143,8 +146,8 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
 
 def test_a_run_killed_before_its_confusion_matrix_is_finished_and_keeps_no_pictures(conditions: Conditions) -> None:
     run = tiny(conditions)
-    carry_out(run, experiments.facts(run, "study", 1), keep_checkpoints=True)
-    assert experiments.state(run) == "done"
+    carry_out(run, facts(run, "study", 1), keep_checkpoints=True)
+    assert state(run) == "done"
     folder = run.record().folder
     drawn = EventAccumulator(str(folder)).Reload()
     log_data.drop_embeddings(folder)
@@ -157,17 +160,17 @@ def test_a_run_killed_before_its_confusion_matrix_is_finished_and_keeps_no_pictu
     matrix = folder / "confusion.csv"
     counts = matrix.read_text()
     matrix.unlink()
-    assert experiments.state(run) == "cut off"
+    assert state(run) == "cut off"
     carry_out(run)
-    assert (experiments.state(run), matrix.read_text()) == ("done", counts)
+    assert (state(run), matrix.read_text()) == ("done", counts)
 
 
 def test_a_diverged_run_is_kept_and_not_tried_again(
     conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run = tiny(conditions, initial_lr=2e9)
-    carry_out(run, experiments.facts(run, "study", 1))
-    assert experiments.state(run) == "diverged"
+    carry_out(run, facts(run, "study", 1))
+    assert state(run) == "diverged"
     assert "not finite at epoch" in read_record(run.folder).failure["message"]
     monkeypatch.setitem(EXPERIMENTS, "odd", Experiment("?", {"diverging": run.variation}, seeds=(run.seed,)))
     words = "--only odd --dataset digits --device cpu --scale 0.022222222222222223 0.2".split()

@@ -4,63 +4,41 @@ import json
 import math
 import re
 import shutil
-import statistics
 import subprocess
 from pathlib import Path
 
 import pytest
 from scipy.stats import t
+from synthetic_logs import conditions, write_run
 
 import report
-from evidence.runs import FOLDER, Conditions, Run, Variation
-from experiments import ESTIMATES, EXPERIMENTS, facts
-from report import Difference, difference, mean_and_deviation, signed, verdict, write_report
+from command_line.errors import InputError
+from evidence import tables
+from evidence.estimates import ESTIMATES
+from evidence.questions import EXPERIMENTS
+from evidence.runs import FOLDER, Run
+from report import write_report
 from user_input import PROJECT
 
-EPOCHS = 4
+STAGE_1 = EXPERIMENTS["stage_1"].variations
+# mean top-1 over epochs 11 to 20 by seed, in the modes in which they are compared
+R_EVALUATION, R_TRAINING = (75.0, 75.5, 76.3), (74.8, 75.1, 76.2)
+S_TRAINING, L_EVALUATION = (73.6, 74.5, 75.0), (75.4, 75.6, 77.0)
 
 
-def write_run(
-    conditions: Conditions, variation: Variation, seed: int, top1: float, *, epochs: int = EPOCHS, failure: str = ""
-) -> None:
-    """The logs of a run whose accuracy rises by 10 points an epoch to `top1`."""
-    run = Run(variation, seed, conditions)
-    folder = run.folder / "Lambda" / "run"
-    folder.mkdir(parents=True)
-    settings = {"seed": seed, "training_images": None, "data_dir": "data", "dataset": "cifar10"}
-    settings |= {"device": "cpu", "precision": "fp32", **dict(variation.settings), "epochs": EPOCHS}
-    config = {"id": "1", "number": 1, "settings": settings, "device": "a CPU", "precision": "fp32"}
-    config |= {"versions": {"python": "3.11", "torch": "2.6"}}
-    config |= {"parameters": 12_850_090, **facts(run, "study", 2)}
-    (folder / "config.json").write_text(json.dumps(config))
-    rows = [
-        {"epoch": epoch, "train_loss": 1.0, "train_top1": 50.0, "test_loss": 2.0, "validation_top1": top1 - 1}
-        | {"test_top1": top1 - 10 * (epochs - epoch), "train_seconds": 30.0, "test_seconds": 15.0}
-        | {"images_per_second": 100.0, "peak_memory_gib": 1.5}
-        for epoch in range(1, epochs + 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if failure:
-        (run.folder / "failure.json").write_text(json.dumps({"kind": failure, "message": "at epoch 3"}))
+def stage_1(root: Path, seeds: int = 3, s_seeds: int = 3) -> None:
+    """Ten epochs at 10 %, then ten at the figures above, one point up and down in turns."""
 
+    def curve(value: float) -> list[float]:
+        return [10.0] * 10 + [value + 1, value - 1] * 5
 
-def conditions(root: Path, data: str = "CIFAR-10", scale: float = 1.0) -> Conditions:
-    return Conditions("cifar10", "data", data, "cpu", "fp32", scale, scale, root)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """CIFAR-10: three seeds of both, one more diverged, one cut off; JPEG copy: one seed of both."""
-    variations = EXPERIMENTS["study"].variations
-    full, copy = conditions(tmp_path), conditions(tmp_path, "CIFAR-10 (JPEG copy)", 0.1)
-    for seed, (ours, theirs) in enumerate([(81.0, 84.0), (82.0, 85.0), (84.0, 86.0)]):
-        write_run(full, variations["λ-ResNet-50"], seed, ours)
-        write_run(full, variations["ResNet-50"], seed, theirs)
-    write_run(full, variations["λ-ResNet-50"], 3, 10.0, epochs=2, failure="diverged")
-    write_run(full, variations["ResNet-50"], 3, 10.0, epochs=1)
-    for name in ("λ-ResNet-50", "ResNet-50"):
-        write_run(copy, variations[name], 0, 60.0)
-    return tmp_path
+    place = conditions(root)
+    for seed in range(seeds):
+        evaluation, training = curve(R_EVALUATION[seed]), curve(R_TRAINING[seed])
+        write_run(place, STAGE_1["R"], seed, evaluation, training, curve(80.0), predictions=10)
+        write_run(place, STAGE_1["L"], seed, curve(L_EVALUATION[seed]), training, curve(80.5 + seed), predictions=10)
+        if seed < s_seeds:
+            write_run(place, STAGE_1["S"], seed, [20.0] * 20, curve(S_TRAINING[seed]), curve(77.0), predictions=10)
 
 
 def line(text: str, *beginnings: str) -> list[str]:
@@ -71,125 +49,206 @@ def line(text: str, *beginnings: str) -> list[str]:
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
-# -------------------------------------------------------------------------------------------------- statistics
+# ------------------------------------------------------------------------------------------------ the protocol
 
 
-def test_the_difference_is_welchs_formula() -> None:
-    ours, theirs = [81.0, 82.0, 84.0], [84.0, 85.0, 86.0, 85.0]
-    parts = [statistics.variance(sample) / len(sample) for sample in (ours, theirs)]
-    error = math.sqrt(sum(parts))
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
-    mean = sum(ours) / 3 - 85.0
-    half = t.ppf(0.975, freedom) * error
-    p = 2 * t.sf(abs(mean) / error, freedom)
-    assert difference(ours, theirs) == pytest.approx((mean, mean - half, mean + half, p))
-
-
-def test_one_seed_and_no_spread_have_no_interval() -> None:
-    assert difference([80.0], [82.0, 83.0]) == Difference(-2.5, None, None, None)
-    assert difference([80.0] * 3, [82.0] * 3) == Difference(-2.0, None, None, None)
-    assert mean_and_deviation([]) == "–"
-    assert mean_and_deviation([80.0]) == "80.00 (1)"
-    assert mean_and_deviation([80.0, 82.0]) == "81.00 ± 1.41 (2)"
-    assert [signed(value) for value in (-0.004, 0.0, 1.256, -3.0)] == ["0.00", "0.00", "+1.26", "−3.00"]
-
-
-def test_the_seeds_that_a_difference_takes() -> None:
-    # 2·((1.960 + 0.842)·s/δ)²: 15.7 for s = δ
-    assert [report.seeds_for(1.0, 1.0), report.seeds_for(0.5, 1.0), report.seeds_for(1.0, 0.1)] == [16, 63, 3]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "seeds", "says"),
-    [
-        (0.1, 2.0, 3, "higher"),
-        (-2.0, -0.1, 5, "lower"),
-        (-2.0, 0.1, 3, "not told apart"),
-        (0.1, 2.0, 2, "no claim: fewer than 3 seeds"),
-        (None, None, 3, "no interval: no spread"),
-    ],
-)
-def test_what_a_difference_allows_to_say(low: float, high: float, seeds: int, says: str) -> None:
-    assert verdict(Difference(1.0, low, high, 0.01), seeds) == says
-
-
-# -------------------------------------------------------------------------------------------------- the report
-
-
-def test_every_run_is_reported_with_what_it_was_measured_on(root: Path, tmp_path: Path) -> None:
-    text = write_report(root, tmp_path, "In short: nothing.")
+def test_stage_1_by_hand(tmp_path: Path) -> None:
+    stage_1(tmp_path)
+    text, remarks = write_report(tmp_path, tmp_path, "In short: nothing.")
+    assert remarks == []
     assert "## Conclusions\n\nIn short: nothing.\n" in text
-    place = "CIFAR-10, 4 epochs, all images, a CPU, fp32, 2 runs at once"
-    row = line(text, "## CIFAR-10, cpu, fp32", "### study", "| λ-ResNet-50 |")
-    assert row[:3] == ["λ-ResNet-50", "12.85", "82.33 ± 1.53 (3)"]
-    assert row[-6:] == ["30.0 ± 0.0 (3)", "3.0 ± 0.0 (3)", "1.5", "3 of 4: 1 diverged", "81.4", place]
-    assert line(text, "### study", "| ResNet-50 |")[-3:] == ["3 of 4: 1 cut off", "84.6", place]
-    ours = line(text, "| λ-ResNet-50 − ResNet-50 |")
-    # standard error √(7/9 + 1/3) = 1.054 at 3.45 degrees of freedom, whose quantile is 2.961
-    assert ours[1:3] == ["−2.67", "−5.79 to +0.45"]
-    assert ours[4:] == ["3 and 3", "not told apart", place]
-    # variances 7/3 and 1, two degrees of freedom each
-    assert "a standard deviation of 1.29 points (4 degrees of freedom" in text
-    assert "8 runs, with Python 3.11, PyTorch 2.6." in text
+    chapter = text[text.index("## CIFAR-10, a CPU, fp32\n") :]
+    assert (
+        "the first 20 of 90 epochs of 390 steps (7,800 steps in all), batches of 128, 49,920 training and 1,000 test "
+        "images; learning rate 0.0005 at first, 0.01 at most (epoch 20), 0.01 at the end of epoch 20; 2 runs at once."
+    ) in chapter
+    assert "Mean over epochs 11–20:" in chapter
+    # the study's curves over its epochs 11 to 20, added up by hand from its file
+    assert line(chapter, "| R |") == [
+        *["R", "12.85", "75.60 ± 0.66 (3)", "75.37 ± 0.74 (3)", "80.00 ± 0.00 (3)", "2.000 / 1.000", "74.57 / 76.40"]
+    ]
+    assert line(chapter, "| S |")[3] == "74.37 ± 0.71 (3)"
+    assert line(chapter, "| seeds 0–2 |", "| L |") == [
+        *["L", "75.40, 75.60, 77.00", "74.80, 75.10, 76.20", "80.50, 81.50, 82.50"]
+    ]
+    values = [R_EVALUATION, L_EVALUATION, R_TRAINING, S_TRAINING]
+    error, freedom = residual_error(values), 6
+    s_r = [s - r for s, r in zip(S_TRAINING, R_TRAINING, strict=True)]
+    l_r = [ours - r for ours, r in zip(L_EVALUATION, R_EVALUATION, strict=True)]
+    d = [ours - theirs for ours, theirs in zip(l_r, s_r, strict=True)]
+    p_values = []
+    for name, each, weights in (("D", d, 4), ("S − R", s_r, 2), ("L − R", l_r, 2)):
+        mean, half = sum(each) / 3, t.ppf(0.975, freedom) * error * math.sqrt(weights / 3)
+        row = line(chapter, "| top-1 test |", f"| {name} |")
+        assert row[1:3] == [tables.signed(mean), f"{tables.signed(mean - half)} to {tables.signed(mean + half)}"]
+        assert row[5] == ", ".join(f"{seed}: {tables.signed(value)}" for seed, value in enumerate(each))
+        wide = [float(bound.replace("−", "-")) for bound in row[3].split(" to ")]
+        assert wide[0] < mean - half < mean + half < wide[1]
+        p_values.append(2 * t.sf(abs(mean) / (error * math.sqrt(weights / 3)), freedom))
+    # D and S − R have the smallest p-values, L − R the largest, which Holm leaves as it is
+    assert sorted(p_values)[2] == p_values[2]
+    assert line(chapter, "| top-1 test |", "| L − R |")[4] == f"{p_values[2]:.3f}"
+    assert f"L − R: {'not told apart' if p_values[2] >= 0.05 else 'higher'}" in chapter
+    assert "S − R: lower" in chapter
+    assert "That L − R lies within ±1 point is" in chapter
+    assert line(chapter, "| top-1 training", "| L − R |")[1] == "+1.50"
+    assert "(6 degrees of freedom" in chapter
+    assert line(chapter, "### Runs", "| stage_1_R |") == [
+        *["stage_1_R", "0", "done", "20", "0123456", "3.11.7, 2.6.0", "2026-11-25"]
+    ]
 
 
-def test_figures_on_another_copy_have_no_others_beside_them(root: Path, tmp_path: Path) -> None:
-    text = write_report(root, tmp_path, "")
+def residual_error(columns: list[tuple[float, ...]]) -> float:
+    """Standard deviation of what is left of a full table when the means of its columns and rows are taken off."""
+    grand = sum(map(sum, columns)) / 12
+    rows = [sum(column[seed] for column in columns) / 4 for seed in range(3)]
+    left = [column[seed] - sum(column) / 3 - rows[seed] + grand for column in columns for seed in range(3)]
+    return math.sqrt(sum(value**2 for value in left) / 6)
+
+
+def test_the_studys_own_values_stand_beside_ours(tmp_path: Path) -> None:
+    stage_1(tmp_path)
+    text, _ = write_report(tmp_path, tmp_path, "")
+    # reference values of its curves over epochs 11 to 20: -0.9 points on the test images, -3.2 in training
+    assert line(text, "| top-1 test |", "| S − R |")[6] == "−0.93"
+    assert line(text, "| top-1 training", "| S − R |")[5] == "−3.24"
+    assert line(text, "| top-1 test |", "| D |")[6] == "–"
+
+
+def test_incomplete_and_unfinished_runs_are_shown_as_such(tmp_path: Path) -> None:
+    stage_1(tmp_path, s_seeds=1)
+    write_run(conditions(tmp_path), STAGE_1["S"], 1, [30.0] * 12, [40.0] * 12)
+    write_run(conditions(tmp_path), STAGE_1["S"], 2, [30.0] * 3, [40.0] * 3, failure="diverged")
+    text, _ = write_report(tmp_path, tmp_path, "")
+    assert "S: 1 of 3 done, seed 1 cut off after epoch 12, seed 2 diverged after epoch 3." in text
+    assert line(text, "| seeds 0–2 |", "| S |")[2] == "73.60, –, –"
+    assert line(text, "| top-1 test |", "| S − R |")[1:6] == ["−1.20", "–", "–", "–", "0: −1.20"]
+    assert line(text, "| top-1 test |", "| L − R |")[5] == "0: +0.40, 1: +0.10, 2: +0.70"
+    svg = next(tmp_path.rglob("stage_1-curves.svg")).read_text(encoding="utf-8")
+    assert "S − R (2 runs to epoch 12, 1 to 20)" in svg
+
+
+def test_figures_on_another_copy_have_no_others_beside_them(tmp_path: Path) -> None:
+    for name, variation in EXPERIMENTS["study"].variations.items():
+        if "stem" not in name:
+            write_run(
+                conditions(tmp_path, "CIFAR-10 (JPEG copy)", 0.1), variation, 0, [40.0, 50.0, 60.0, 60.0], epochs=4
+            )
+    text, _ = write_report(tmp_path, tmp_path, "")
     chapter = text[text.index("## CIFAR-10 (JPEG copy)") : text.index("## Not run yet")]
-    row = line(chapter, "| λ-ResNet-50 |")
-    assert (row[2], row[-2]) == ("60.00 (1)", "1")
-    assert row[-1].startswith("CIFAR-10 (JPEG copy), 4 epochs")
-    assert "no claim" in line(chapter, "| λ-ResNet-50 − ResNet-50 |")[5]
+    assert line(chapter, "| λ-ResNet-50 |") == ["λ-ResNet-50", "12.85", "60.00 (1)", "50.00 (1)", "2.000 / 1.000"]
+    assert line(chapter, "| λ-ResNet-50 − ResNet-50 |")[-1] == "no interval"
     assert "0.1 of the epochs, 0.1 of the training images" in chapter
-    assert "81.4" not in chapter
+    assert "study's, one run" not in "".join(path.read_text() for path in tmp_path.rglob("*.svg"))
 
 
-def test_what_is_missing_comes_with_its_command_and_time(root: Path, tmp_path: Path) -> None:
+def test_no_table_has_more_than_seven_columns(tmp_path: Path) -> None:
+    stage_1(tmp_path)
+    text, _ = write_report(tmp_path, tmp_path, "")
+    heads = re.findall(r"^(\|.*\|)\n\| ---", text, re.M)
+    assert len(heads) > 5
+    assert max(head.count("|") - 1 for head in heads) == 7
+
+
+def test_intervals_that_hold_nought_are_grey(tmp_path: Path) -> None:
+    stage_1(tmp_path)
+    write_report(tmp_path, tmp_path, "")
+    svg = next(tmp_path.rglob("stage_1-intervals.svg")).read_text(encoding="utf-8").lower()
+    # D above, S − R below, L − R grey; the curves' line colours are the same for all
+    for colour in ("#0072b2", "#d55e00", "#888888"):
+        assert f"stroke: {colour}" in svg
+
+
+# -------------------------------------------------------------------------------------------- other experiments
+
+
+def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None:
+    for name in ("λ-ResNet-50", "ResNet-50"):
+        place = conditions(tmp_path, "CIFAR-10 (JPEG copy)", 0.1)
+        write_run(place, EXPERIMENTS["study"].variations[name], 0, [60.0] * 4, epochs=4)
     variations = EXPERIMENTS["study"].variations.values()
-    hours = {variation.name: 2.0 for variation in [*variations, *EXPERIMENTS["ladder"].variations.values()]}
-    path = conditions(root).folder / ESTIMATES
-    path.write_text(json.dumps({"device": "a CPU", "jobs": 2, "hours_per_run": hours}))
-    text = write_report(root, tmp_path, "")
+    hours = {variation.name: 2.0 for variation in [*variations, *EXPERIMENTS["hybrids"].variations.values()]}
+    (place.folder / ESTIMATES).write_text(json.dumps({"device": "a CPU", "jobs": 2, "hours_per_run": hours}))
+    text, _ = write_report(tmp_path, tmp_path, "")
     assert "ResNet-50, cifar stem; λ-ResNet-50, cifar stem. About 20.0 h on a CPU, 2 runs at once:" in text
     command = "python experiments.py --only study --scale 0.1 0.1 --data_name 'CIFAR-10 (JPEG copy)' --device cpu"
     assert command in text
-    ladder = line(text, "## Not run yet", "| ladder |")
-    assert ladder[2:4] == ["18", "`python experiments.py --only ladder`"]
-    assert ladder[4] == "36.0 h on a CPU, 2 runs at once (cifar-10, cpu, fp32, full)"
-    assert line(text, "## Not run yet", "| best |")[4] == "`--dry-run` measures it"
+    hybrids = line(text, "## Not run yet", "| stage_2 |")
+    assert hybrids[2:] == ["10", "`--dry-run` measures it"]
+    folder = conditions(tmp_path).folder
+    folder.mkdir()
+    (folder / ESTIMATES).write_text(
+        json.dumps({"device": "a GPU", "jobs": 1, "hours_per_run": {"stage_2_R": 1, "stage_2_L": 2}})
+    )
+    text, _ = write_report(tmp_path, tmp_path, "")
+    assert line(text, "## Not run yet", "| stage_2 |")[3] == "15.0 h on a GPU (cifar-10, cpu, fp32, full)"
+    (folder / ESTIMATES).write_text("[]")
+    assert "15.0 h" not in write_report(tmp_path, tmp_path, "")[0]
 
 
-def test_every_figure_follows_its_numbers(tmp_path: Path) -> None:
+def test_every_figure_follows_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {variation for experiment in EXPERIMENTS.values() for variation in experiment.variations.values()}
+    place = conditions(tmp_path, scale=0.1)
     for variation in everything:
         for seed in (0, 1):
-            write_run(conditions(tmp_path), variation, seed, 80.0 + seed)
+            write_run(place, variation, seed, [80.0 + seed] * 2, [79.0 + seed] * 2, epochs=2)
 
     def digests() -> dict[str, str]:
-        found = re.findall(r"figures/(\S+)/(\w+)\.svg\).*?numbers (\w+)", write_report(tmp_path, tmp_path, ""), re.S)
+        text, _ = write_report(tmp_path, tmp_path, "")
+        found = re.findall(r"figures/(\S+)/([\w-]+)\.svg\).*?numbers (\w+)", text, re.S)
         for folder, name, digest in found:
             svg = (tmp_path / report.FIGURES / folder / f"{name}.svg").read_text(encoding="utf-8")
             assert f"numbers {digest}" in svg
-            assert "CIFAR-10, 4 epochs, all images, a CPU, fp32" in svg
+            assert "CIFAR-10, a CPU, fp32, 0.1 of the epochs" in svg
         return {name: digest for _, name, digest in found}
 
     before = digests()
-    assert list(before) == ["study", "ladder", "learning_rate", "layers", "ablation", "hybrids", "best"]
+    expected = [f"{name}-{figure}" for name, experiment in EXPERIMENTS.items() for figure in experiment.figures]
+    assert list(before) == expected
+    monkeypatch.setattr(report, "EXPERIMENTS", {name: EXPERIMENTS[name] for name in ("study", "best", "hybrids")})
     shared = EXPERIMENTS["study"].variations["λ-ResNet-50"]
-    shutil.rmtree(Run(shared, 1, conditions(tmp_path)).folder)
-    write_run(conditions(tmp_path), shared, 1, 81.5)
+    shutil.rmtree(Run(shared, 1, place).folder)
+    write_run(place, shared, 1, [81.5] * 2, [79.0] * 2, epochs=2)
     after = digests()
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"study", "ladder", "ablation", "hybrids"}
+    changed = {name for name in after if before[name] != after[name]}
+    assert changed == {"study-curves", "study-intervals", "hybrids-trade_offs", "hybrids-intervals"}
 
 
 def test_the_learning_rate_is_chosen_on_validation_images(tmp_path: Path) -> None:
     for place, variation in enumerate(EXPERIMENTS["learning_rate"].variations.values()):
-        write_run(conditions(tmp_path), variation, 0, 80.0 - abs(place - 2))
-    text = write_report(tmp_path, tmp_path, "")
+        write_run(conditions(tmp_path), variation, 0, [80.0 - abs(place - 2)] * 4, epochs=4)
+    text, _ = write_report(tmp_path, tmp_path, "")
     assert line(text, "| ResNet-50, 0.001 |")[1:4] == ["79.00 (1)", "chosen", "80.00 (1)"]
     assert line(text, "| ResNet-50, 0.005 |")[2] == ""
     assert line(text, "| λ-ResNet-50, 0.0001 |")[2] == "chosen"
+    assert "learning rates as the runs are named" in text
+
+
+def test_figures_that_are_no_counterpart_are_not_shown(tmp_path: Path) -> None:
+    for variation in EXPERIMENTS["layers"].variations.values():
+        write_run(conditions(tmp_path), variation, 0, [60.0] * 4, epochs=4)
+    text, _ = write_report(tmp_path, tmp_path, "")
+    assert line(text, "### layers", "| convolution |")[-1] == "76.9"
+    assert line(text, "### layers", "| linear attention |")[-1] == "–"
+    assert line(text, "### layers", "| self-attention, global |")[-1] == "–"
+
+
+def test_numbers_as_they_are_written() -> None:
+    assert tables.mean_and_deviation([]) == "–"
+    assert tables.mean_and_deviation([80.0]) == "80.00 (1)"
+    assert tables.mean_and_deviation([80.0, 82.0]) == "81.00 ± 1.41 (2)"
+    numbers = (-0.004, 0.0, 1.256, -3.0, math.nan)
+    assert [tables.signed(value) for value in numbers] == ["0.00", "0.00", "+1.26", "−3.00", "–"]
+    assert [tables.probability(p) for p in (0.0004, 0.0416, math.nan)] == ["< 0.001", "0.042", "–"]
+    assert tables.spans([0, 1, 2, 4, 6, 7]) == "0–2, 4, 6–7"
+
+
+def test_a_target_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="target: there is no folder"):
+        report.main(["--target", str(tmp_path / "nowhere")])
+
+
+# ------------------------------------------------------------------------------------------ the committed results
 
 
 def committed_logs(folder: Path) -> Path:
@@ -208,7 +267,7 @@ def committed_logs(folder: Path) -> Path:
 
 def test_the_committed_results_are_what_the_committed_logs_give(tmp_path: Path) -> None:
     conclusions = (PROJECT / report.CONCLUSIONS).read_text(encoding="utf-8")
-    text = write_report(committed_logs(tmp_path / "committed"), tmp_path, conclusions)
+    text, _ = write_report(committed_logs(tmp_path / "committed"), tmp_path, conclusions)
     assert text == (PROJECT / report.RESULTS).read_text(encoding="utf-8"), "python report.py writes it anew"
 
     def figures(folder: Path) -> dict[str, list[str]]:

@@ -1,0 +1,132 @@
+"""How long the runs of experiments take on this machine: measured in a few steps, and kept for the report."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from acceleration.distributed import hide_bar
+from benchmarks.measuring import seconds
+from data_preprocessing import class_count, training_count
+from evidence.processes import state, threads
+from evidence.questions import Experiment
+from evidence.runs import Conditions, Run
+from model_preparation import describe_device, prepare_training
+from nntrain import TrainingStep
+from run_state.checkpoints import write_atomically
+
+TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "digits": 360}
+ESTIMATES = "estimates.json"
+CPU_BATCH = 16  # images in a measured step with the cifar stem on a CPU, whose steps take seconds and many GiB
+
+
+def dry_run(runs: dict[Run, str], conditions: Conditions, jobs: int) -> None:
+    """Print what is to do and how long it takes here, and keep the estimate for the report."""
+    device = torch.device(conditions.device)
+    number = threads(conditions, jobs)
+    if number:
+        torch.set_num_threads(number)
+    variations = list(dict.fromkeys(run.variation for run in runs))
+    first = {run.variation: run for run in reversed(runs)}
+    estimates = {}
+    for variation in tqdm(variations, "measuring", leave=False, disable=hide_bar()):
+        estimates[variation.name] = estimate(first[variation], device)
+    width = max(len(variation.name) for variation in variations)
+    print(f"{'run':{width}}{'seeds: done':>12}{'to do':>7}{'epochs':>8}{'s / epoch':>11}{'h / run':>9}")
+    total = 0.0
+    for variation in variations:
+        states = [state(run) for run in runs if run.variation == variation]
+        to_do = sum(name in ("to do", "cut off") for name in states)
+        epochs, each = first[variation].args.epochs, estimates[variation.name]
+        hours = epochs * each / 3600
+        total += 0.0 if math.isnan(hours) else to_do * hours
+        print(f"{variation.name:{width}}{len(states) - to_do:>12}{to_do:>7}{epochs:>8}{each:>11.1f}{hours:>9.2f}")
+    shared = f", {jobs} at once" if jobs > 1 else ""
+    cpu = conditions.device == "cpu"
+    # several runs on a GPU may be done sooner than one after the other, and never much later
+    together = jobs if cpu else 1
+    print(f"about {total / together:.1f} h on {describe_device(device)}{shared}; nan: it does not fit into memory")
+    content = {
+        "device": describe_device(device),
+        "jobs": jobs,
+        "hours_per_run": {
+            variation.name: first[variation].args.epochs * estimates[variation.name] / 3600 / together
+            for variation in variations
+        },
+    }
+    _keep_estimates(conditions.folder / ESTIMATES, content)
+
+
+def _keep_estimates(path: Path, content: dict[str, Any]) -> None:
+    """Write the estimates, beside those of other runs on the same device."""
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if (old["device"], old["jobs"]) == (content["device"], content["jobs"]):
+            content["hours_per_run"] = old["hours_per_run"] | content["hours_per_run"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def estimate(run: Run, device: torch.device) -> float:
+    """Seconds of an epoch: as its logs have it, or from a few measured steps; nan where memory does not suffice."""
+    record = run.record()
+    if record and record.rows:
+        return statistics.mean(row["train_seconds"] + row["test_seconds"] for row in record.rows)
+    try:
+        return measure_epoch(run, device)
+    except torch.OutOfMemoryError:
+        return math.nan
+
+
+def measure_epoch(run: Run, device: torch.device) -> float:
+    """Seconds of an epoch, from a few steps of training and of testing on random images."""
+    args = run.args
+    training = prepare_training(args, class_count(args), device, run.variation.make_model)
+    batch = CPU_BATCH if device.type == "cpu" and args.stem == "cifar" else args.batch_size
+    images = torch.randn(batch, 3, args.image_size, args.image_size, device=device)
+    images, labels = images.contiguous(memory_format=torch.channels_last), torch.zeros(batch).long().to(device)
+
+    step = TrainingStep(training)
+
+    def train() -> None:
+        training.model.train()
+        step(images, labels)
+
+    @torch.inference_mode()
+    def test() -> None:
+        training.model.eval()
+        with training.autocast():
+            training.model(images)
+
+    train_images = args.training_images or training_count(args)
+    test_images = TEST_IMAGES.get(args.dataset, training_count(args) / 5)
+    return (_median(train, device) * train_images + _median(test, device) * test_images) / batch
+
+
+def _median(step: Any, device: torch.device, warm_up: int = 1, most: int = 5, budget: float = 5.0) -> float:
+    """Seconds: the median of a few calls, fewer where they take long."""
+    for _ in range(warm_up):
+        seconds(step, device)
+    times: list[float] = []
+    while not times or (len(times) < most and sum(times) < budget):
+        times.append(seconds(step, device))
+    return statistics.median(times)
+
+
+def estimated(folder: Path, experiment: Experiment, labels: Iterable[str] = ()) -> str:
+    """`120 h on <device>` for all seeds of these networks, or of all, as `dry_run` has measured it; else nothing."""
+    path = folder / ESTIMATES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        each, device, jobs = content["hours_per_run"], content["device"], content["jobs"]
+        names = [experiment.variations[label].name for label in labels or experiment.variations]
+        hours = len(experiment.seeds) * sum(each.get(name, math.nan) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: `--dry-run` makes it anew
+        return ""
+    at_once = f", {jobs} runs at once" if jobs > 1 else ""
+    return "" if math.isnan(hours) else f"{hours:,.1f} h on {device}{at_once}"

@@ -1,0 +1,103 @@
+"""Doing many runs: each in a process of its own, some at once, stopped and gone on with as one."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from tqdm import tqdm
+
+from acceleration.distributed import hide_bar
+from evidence.runs import OUTPUT, Conditions, Run, work
+from run_state.interruption import StopRequest
+from run_state.run_folder import shown
+
+PATIENCE = 0.5  # seconds between two looks at whether a stop is wished
+
+
+def carry_out_all(runs: dict[Run, str], conditions: Conditions, jobs: int, keep_checkpoints: bool) -> int:
+    """Do all the runs, `jobs` at a time, each in a process; the exit code."""
+    waiting = [run for run in runs if state(run) in ("to do", "cut off")]
+    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done; into {shown(conditions.folder)}")
+    context, failed, told = multiprocessing.get_context("spawn"), 0, False
+    active: dict[BaseProcess, Run] = {}
+    bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", unit="run", disable=hide_bar())
+    with StopRequest() as stop, bar:
+        while active or (waiting and not stop() and not failed):
+            while waiting and len(active) < jobs and not stop() and not failed:
+                run = waiting.pop(0)
+                arguments = (run, threads(conditions, jobs), facts(run, runs[run], jobs), keep_checkpoints)
+                process: BaseProcess = context.Process(target=work, args=arguments)
+                process.start()
+                active[process] = run
+            bar.set_postfix_str(", ".join(run.label for run in active.values()))
+            if stop() and not told:
+                told = True  # once: a second signal ends a run without a checkpoint
+                for process in active:
+                    process.terminate()
+            wait([process.sentinel for process in active], timeout=PATIENCE)
+            for process in [process for process in active if not process.is_alive()]:
+                process.join()
+                failed += not ended(active.pop(process), process)
+                bar.update()
+    if stop.signal:
+        say("stopped; the same command goes on")
+        return 128 + stop.signal
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def state(run: Run) -> str:
+    """`to do`, or what its record says."""
+    record = run.record()
+    return record.state if record else "to do"
+
+
+def ended(run: Run, process: BaseProcess) -> bool:
+    """Tell how a run's process came out; False where it ended for no reason that is a result."""
+    record = run.record()
+    if record and record.state == "done":
+        row = record.rows[-1]
+        time = sum(row["train_seconds"] + row["test_seconds"] for row in record.rows)
+        say(f"{run.label}: top-1 {row['test_top1']:.2f} % (test), {time:.0f} s")
+        return True
+    if record and record.failure:
+        say(f"{run.label}: {record.failure['kind']}: {record.failure['message']}")
+        return True
+    if process.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+        return True
+    lines = (run.folder / OUTPUT).read_text(encoding="utf-8").strip().splitlines()
+    last = lines[-1] if lines else "nothing was printed"
+    say(f"{run.label} ended with exit code {process.exitcode}: {last} ({shown(run.folder / OUTPUT)})")
+    return False
+
+
+def threads(conditions: Conditions, jobs: int) -> int | None:
+    """Threads of each of several runs at once on a CPU."""
+    if conditions.device != "cpu":
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def facts(run: Run, experiment: str, jobs: int) -> dict[str, Any]:
+    """What config.json says of a run beside its settings."""
+    conditions = run.conditions
+    return {
+        "command": conditions.command("--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed)),
+        "experiment": {
+            "run": run.variation.name,
+            "network": run.variation.network,
+            "data": conditions.data,
+            "epochs_scale": conditions.epochs_scale,
+            "images_scale": conditions.images_scale,
+            "jobs": jobs,
+        },
+    }

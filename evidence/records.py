@@ -1,0 +1,70 @@
+"""What a run has left in its folder, and how far it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from log_data import CONFUSION
+from run_state.run_folder import CONFIG, METRICS, checkpoint_files, read_config
+
+FAILURE = "failure.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has left in its folder."""
+
+    folder: Path  # of main_general.py
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    failure: dict[str, str] | None  # kind: diverged or out of memory; message
+
+    @property
+    def state(self) -> str:
+        """`done`, `cut off`, or the kind of its failure."""
+        if self.failure:
+            return self.failure["kind"]
+        settings = self.config["settings"]
+        if len(self.rows) < min(settings["epochs"], settings.get("stop_after") or settings["epochs"]):
+            return "cut off"
+        # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
+        owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()
+        return "cut off" if owed else "done"
+
+    @property
+    def seed(self) -> int:
+        return self.config["settings"]["seed"]
+
+    @property
+    def variation(self) -> str:
+        return self.config["experiment"]["run"]
+
+    @property
+    def label(self) -> str:
+        return f"{self.variation} seed {self.seed}"
+
+
+def read_record(folder: Path) -> Record | None:
+    """What lies in a run's folder `…/seed-<n>`; None where it was never begun.
+
+    Raises:
+        InputError: `config.json` is damaged.
+    """
+    configs = sorted(folder.glob(f"*/*/{CONFIG}"))
+    if not configs:
+        return None
+    path = folder / FAILURE
+    failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return Record(configs[-1].parent, read_config(configs[-1].parent), _rows(configs[-1].parent), failure)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / METRICS
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the line that was being written when the run was killed
+            break
+    return rows
