@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from acceleration.distributed import all_sum, hide_bar, share_buffers
-from data_preprocessing import Loader
+from data_sources.batches import Loader
 from model_preparation import Training, count_correct
 
 
