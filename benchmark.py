@@ -12,12 +12,12 @@ import argparse
 
 import torch
 
+from acceleration.devices import describe_device, find_device
 from benchmarks.layer import benchmark_layer
 from benchmarks.measuring import write_report
 from benchmarks.network import benchmark_infer, benchmark_train
 from benchmarks.scaling import benchmark_scaling, plot
 from command_line.errors import InputError, Parser, one_line_errors
-from model_preparation import describe_device, find_device
 
 BENCHMARKS = {
     "layer": benchmark_layer,

@@ -24,10 +24,11 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from acceleration.devices import describe_device
 from acceleration.distributed import launch, size
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
-from model_preparation import Training, describe_device
+from model_preparation import Training
 from run_state.checkpoints import RunState, write_atomically
 from run_state.confusion import as_csv, as_figure
 from run_state.run_folder import CONFIG, LOG, METRICS, next_number, writing

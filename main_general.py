@@ -20,21 +20,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from acceleration.devices import enough_memory, find_device, peak_memory, reset_peak_memory, set_determinism
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, world
 from command_line.errors import one_line_errors
 from data_preprocessing import Data, load_data
 from log_data import NoLog, RunLog, start_config
-from model_preparation import (
-    MakeModel,
-    Training,
-    build_model,
-    enough_memory,
-    find_device,
-    peak_memory,
-    prepare_training,
-    reset_peak_memory,
-    set_determinism,
-)
+from model_preparation import MakeModel, Training, build_model, prepare_training
 from nntest import Evaluation, confusion_matrix, evaluate
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint, save_checkpoint

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from model_preparation import describe_device
+from acceleration.devices import describe_device
 from user_input import PROJECT
 
 FOLDER = PROJECT / "runs" / "benchmarks"

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acceleration.devices import PRECISIONS
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
 from benchmarks.reference_networks import build_plain_resnet, build_study_lambda_resnet
@@ -30,7 +31,7 @@ from data_sources.batches import Batch
 from data_sources.in_memory import PlainLoader
 from data_sources.normalisation import Normalisation
 from LabelSmoothing import LabelSmoothing
-from model_preparation import PRECISIONS, Training, prepare_training
+from model_preparation import Training, prepare_training
 from nntrain import TrainingStep
 from user_input import UserInput
 
