@@ -22,8 +22,18 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from acceleration.distributed import one_before_the_others
+from command_line.errors import InputError
 from data_sources import sources
-from data_sources.batches import Batch, Loader, check_shares, evaluation_batch, mix, shares, training_batch
+from data_sources.batches import (
+    Batch,
+    Loader,
+    OrderedLoader,
+    check_shares,
+    evaluation_batch,
+    mix,
+    shares,
+    training_batch,
+)
 from data_sources.image_set import ImageSet, limit, split
 from data_sources.images import centre_crop
 from data_sources.in_memory import PlainLoader, decode
@@ -41,14 +51,16 @@ SMALL_IMAGE = 64  # pixels; larger images get ImageNet's augmentation and stream
 RESIZE_RATIO = 256 / 224  # side to which a larger test image is resized, to the side of its centre crop
 NOT_FLIPPED = ("digits",)  # a mirrored digit is no digit
 
+Loaders = tuple[Loader, Sequence[OrderedLoader], Normalisation]  # of the training images, of the others
+
 
 @dataclass(frozen=True)
 class Data:
     """A data set, ready to be trained on."""
 
     train: Loader
-    validation: Loader | None
-    test: Loader
+    validation: OrderedLoader | None
+    test: OrderedLoader
     classes: tuple[str, ...]
     normalisation: Normalisation
 
@@ -66,8 +78,8 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     check_shares(len(train), args.batch_size, args.sync_batch_norm)
     parts = [part for part in (train, source.test, validation) if part is not None]
     fits = fits_in_memory(args.image_size, len(train) + len(source.test), args.memory_gib)
-    loaders, normalisation = (_in_memory if fits else _streaming)(args, parts, device)
-    return Data(loaders[0], loaders[2] if validation else None, loaders[1], source.classes, normalisation)
+    loader, (test_loader, *others), normalisation = (_in_memory if fits else _streaming)(args, parts, device)
+    return Data(loader, others[0] if validation else None, test_loader, source.classes, normalisation)
 
 
 def class_count(args: UserInput) -> int:
@@ -94,17 +106,17 @@ def centre_view(image_size: int, in_memory: bool) -> Callable[[Image.Image], Ima
 # --------------------------------------------------------------------------------------------------- in memory
 
 
-def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
+def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
     pixels = [decode(part, args.image_size) for part in parts]
-    known = args.dataset == "cifar10"
-    normalisation = Normalisation(*CIFAR10_STATISTICS) if known else measure_normalisation(pixels[0])
+    study = args.normalisation == "study" or (args.normalisation == "auto" and args.dataset == "cifar10")
+    normalisation = Normalisation(*CIFAR10_STATISTICS) if study else measure_normalisation(pixels[0])
     train, *others = (
         PlainLoader(images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation)
         for part, images in zip(parts, pixels, strict=True)
     )
     batch_size = evaluation_batch(args.batch_size, args.image_size, device)
     others = [replace(loader, batch_size=batch_size) for loader in others]
-    return [AugmentedLoader.of(train, args.seed, args.dataset not in NOT_FLIPPED), *others], normalisation
+    return AugmentedLoader.of(train, args.seed, args.dataset not in NOT_FLIPPED), others, normalisation
 
 
 @dataclass(frozen=True)
@@ -163,13 +175,16 @@ def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip
 # --------------------------------------------------------------------------------------------------- streaming
 
 
-def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> tuple[list[Loader], Normalisation]:
+def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
+    if args.normalisation == "measured":
+        raise InputError("normalisation: measured needs images that fit into memory; take auto, or raise memory_gib")
+    statistics = CIFAR10_STATISTICS if args.normalisation == "study" else IMAGENET_STATISTICS
     flip = v2.RandomHorizontalFlip(0.0 if args.dataset in NOT_FLIPPED else 0.5)
     train = StreamLoader(
         image_set=parts[0],
         transform=v2.Compose([v2.RandomResizedCrop(args.image_size), flip]),
         batch_size=training_batch(args.batch_size, len(parts[0])),
-        normalisation=Normalisation(*IMAGENET_STATISTICS),
+        normalisation=Normalisation(*statistics),
         seed=args.seed,
         train=True,
         workers=args.workers,
@@ -181,4 +196,4 @@ def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
         batch_size=evaluation_batch(args.batch_size, args.image_size, device),
         train=False,
     )
-    return [train, *(replace(plain, image_set=part) for part in parts[1:])], train.normalisation
+    return train, [replace(plain, image_set=part) for part in parts[1:]], train.normalisation

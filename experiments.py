@@ -7,7 +7,7 @@
     python report.py                                              # RESULTS.md out of the logs of all the runs
 
 What is done is skipped, what was cut off is resumed, what diverged is kept as it is: the same command goes on after a
-Ctrl-C. Every run is a process of its own, with its folder under runs/experiments/ (see `evidence/runs.py`). A scale
+Ctrl-C. Every run is a process of its own, with its folder under results/logs/ (see `evidence/runs.py`). A scale
 is part of what a run is: runs of different scales never mix. Another copy of a data set gets a name of its own:
 
     python experiments.py --dataset imagefolder --data_dir data/cifar10-jpeg --data_name "CIFAR-10 (JPEG copy)"
@@ -37,6 +37,7 @@ from acceleration.devices import choose_precision, describe_device, find_device
 from acceleration.distributed import hide_bar
 from benchmarks.measuring import seconds
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import project_path
 from data_preprocessing import class_count, training_count
 from evidence.runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, vary, work
 from model_preparation import prepare_training
@@ -44,7 +45,6 @@ from nntrain import TrainingStep
 from run_state.checkpoints import write_atomically
 from run_state.interruption import StopRequest
 from run_state.run_folder import shown
-from user_input import project_path
 
 WORDS = ("CCCC", "LCCC", "LLCC", "LLLC", "LLLL", "CLLL", "CCLL", "CCCL")
 RATES = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2)  # study, Figure 10
@@ -75,7 +75,38 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
+# The stages of docs/protocol.md. R, S and L are ResNet-50, the study's λ-ResNet-50 and ours.
+STUDYS_RECIPE: dict[str, Any] = {"normalisation": "study", "also_test_in_training_mode": True}
+STAGE_1 = {**STUDYS_RECIPE, "schedule": "study", "stop_after": 20, "keep_predictions": 10}
+STAGE_2 = {**STUDYS_RECIPE, "schedule": "step", "epochs": 30, "keep_predictions": 5}
+STAGE_3 = {**STUDYS_RECIPE, "schedule": "study", "keep_predictions": 10}
+
+
+def arms(stage: str, names: str, settings: dict[str, Any]) -> dict[str, Variation]:
+    """The networks of a stage of the protocol, by the letters of their arms."""
+    every = {
+        "R": ("ResNet-50", vary(title=f"{stage}_R", model="baseline", **settings)),
+        "S": ("the study's λ-ResNet-50", vary("study", title=f"{stage}_S", **settings)),
+        "L": ("λ-ResNet-50", vary(title=f"{stage}_L", **settings)),
+    }
+    return dict(every[name] for name in names)
+
+
 EXPERIMENTS = {
+    "stage_1": Experiment(
+        "Does the study's network fall behind ResNet-50 as its curves did, and does ours not? The study's 90-epoch "
+        "schedule, ended after 20 epochs.",
+        arms("stage_1", "RSL", STAGE_1),
+    ),
+    "stage_2": Experiment(
+        "Where do ResNet-50 and λ-ResNet-50 come after 30 epochs, annealed to 0?",
+        arms("stage_2", "RL", STAGE_2),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    "stage_3": Experiment(
+        "The study's comparison itself: 90 epochs of its schedule.",
+        arms("stage_3", "RSL", STAGE_3),
+    ),
     "study": Experiment(
         "Does λ-ResNet-50 beat ResNet-50 as the study trained them (its Tables 1 to 3), and with larger maps?",
         {

@@ -26,15 +26,18 @@ from tqdm import tqdm
 
 from acceleration.devices import describe_device
 from acceleration.distributed import launch, size
+from command_line.paths import PROJECT
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
-from model_preparation import Training
+from model_preparation import Training, learning_rates
+from nntest import Evaluation
 from run_state.checkpoints import RunState, write_atomically
 from run_state.confusion import as_csv, as_figure
-from run_state.run_folder import CONFIG, LOG, METRICS, next_number, writing
-from user_input import FREE_ON_RESUME, PROJECT, UserInput
+from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
+from user_input import FREE_ON_RESUME, UserInput
 
 CONFUSION = Path("confusion")
+PREDICTIONS = "predictions"
 EMBEDDINGS = "position embeddings"  # the tag of their pictures in TensorBoard
 EVENTS = "events.out.tfevents.*"
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
@@ -46,6 +49,10 @@ TAGS = {
     "train_top1": "top-1/train",
     "validation_top1": "top-1/validation",
     "test_top1": "top-1/test",
+    "test_loss_training_mode": "loss/test in training mode",
+    "test_top1_training_mode": "top-1/test in training mode",
+    "test_loss_average": "loss/test of averaged weights",
+    "test_top1_average": "top-1/test of averaged weights",
     "learning_rate": "training/learning rate",
     "images_per_second": "training/images per second",
     "train_seconds": "training/epoch seconds",
@@ -55,6 +62,9 @@ TAGS = {
 # TensorBoard's HParams table shows the first five columns of the alphabet until one chooses others. These are in it for
 # every run, the other settings where they are not at their defaults.
 COLUMNS = ("dataset", "depth", "epochs", "initial_lr", "model")
+FURTHER = {"test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}  # top-1, as the log has it
+# The name of each test of an epoch in the file of its predictions
+PREDICTED = {"test": "evaluation", "training_mode": "training_mode", "average": "average"}
 HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
 
 
@@ -62,7 +72,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
     """All that it takes to repeat a run, or to use its network elsewhere: the content of config.json."""
     return {
         "id": uuid.uuid4().hex,  # by which a run knows its own checkpoints
-        "number": next_number(args),
+        "number": next_number(group_folder(args.runs_path, args.model)),
         "launch": launch(),  # by which torchrun's restarted workers know their run
         "processes": size(),
         "command": args.command(),
@@ -71,6 +81,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
         "device": describe_device(training.device),
         "precision": training.precision,
         "parameters": training.parameters(),
+        "learning_rates": learning_rates(args, len(data.train)),  # of every epoch's first and last step
         "data": {
             "train_images": data.train.images,
             "validation_images": data.validation.images if data.validation else 0,
@@ -89,6 +100,19 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
         "platform": platform.platform(),
         "commit": _commit(),
     }
+
+
+def _schedule(config: dict[str, Any]) -> str:
+    """`90 epochs of 390 steps; learning rate 0.0005 … in epoch 1, at most 0.0025 in epoch 5, 0 in epoch 90`."""
+    rates, settings = config["learning_rates"], config["settings"]
+    steps = config["data"]["train_images"] // settings["batch_size"]
+    highest = max(range(len(rates)), key=lambda epoch: max(rates[epoch]))
+    text = (
+        f"{len(rates)} epochs of {max(1, steps)} steps; learning rate {rates[0][0]:.3g} at the first step, at most "
+        f"{max(rates[highest]):.3g} (epoch {highest + 1}), {rates[-1][1]:.3g} at the last step"
+    )
+    stop = settings["stop_after"]
+    return text if stop is None or stop >= len(rates) else f"{text}; ends after epoch {stop}"
 
 
 def _commit() -> str | None:
@@ -146,7 +170,7 @@ class RunLog:
         self.say(f"{config['command']}\n{config['device']}, {config['precision']}, {config['started']}")
         self.say(
             f"{config['parameters']:,} parameters, {data['train_images']:,} training and {data['test_images']:,} "
-            f"test images of {len(data['classes'])} classes\n{HEADING}"
+            f"test images of {len(data['classes'])} classes\n{_schedule(config)}\n{HEADING}"
         )
 
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
@@ -160,6 +184,7 @@ class RunLog:
             f"{row['epoch']:5d}  {row['learning_rate']:13.3g}  {row['train_loss']:12.4f}  {row['train_top1']:7.2f}"
             f"  {row['test_loss']:12.4f}  {row['test_top1']:7.2f}  {row['train_seconds']:9.1f}"
             f"  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}  {total_seconds:7.1f}"
+            + "".join(f"  {words} {row[key]:.2f} %" for key, words in FURTHER.items() if key in row)
         )
 
     def embeddings(self, model: nn.Module, epochs_done: int) -> None:
@@ -168,10 +193,21 @@ class RunLog:
             for stage, picture in stage_pictures(model):
                 self.tensorboard.add_image(f"{EMBEDDINGS}/{stage}", picture, epochs_done, dataformats="HWC")
 
-    def confusion(self, counts: Tensor | None, epochs_done: int) -> None:
-        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), None where stopped."""
-        if counts is None:
-            return
+    def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
+        """Write predictions/epoch<number>.npz: true classes and those that each test predicted, in the data's order."""
+        smallest = np.min_scalar_type(len(self.config["data"]["classes"]) - 1)
+        parts = {"labels": tests["test"].labels}
+        parts |= {PREDICTED[name]: test.predicted for name, test in tests.items() if name in PREDICTED}
+        content = io.BytesIO()
+        arrays: dict[str, Any] = {name: part.numpy().astype(smallest) for name, part in parts.items()}
+        np.savez_compressed(content, **arrays)
+        folder = self.folder / PREDICTIONS
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"epoch{epoch:04d}.npz", content.getvalue())
+
+    def confusion(self, counts: Tensor, epochs_done: int) -> None:
+        """Write confusion.csv and confusion.png; counts (true classes, predicted classes)."""
         classes, picture = self.config["data"]["classes"], io.BytesIO()
         figure = as_figure(counts, classes)
         figure.savefig(picture, format="png", dpi=100)
@@ -184,7 +220,7 @@ class RunLog:
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
         with writing(self.folder):
-            self.tensorboard.file_writer.add_summary(self._hparams()[2])
+            self._add(self._hparams()[2])
             self.tensorboard.flush()
 
     def _plot(self, row: dict[str, Any]) -> None:
@@ -205,7 +241,12 @@ class RunLog:
         charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
         board.add_custom_scalars({"training and test": charts})
         for summary in self._hparams()[:2]:
-            board.file_writer.add_summary(summary)
+            self._add(summary)
+
+    def _add(self, summary: Any) -> None:
+        writer = self.tensorboard.file_writer
+        assert writer is not None  # before it is closed
+        writer.add_summary(summary)
 
     def _hparams(self) -> tuple[Any, Any, Any]:
         """Columns, start and end of the run's row: settings that say something, and the last values of the scalars."""
@@ -251,7 +292,10 @@ class NoLog:
     def embeddings(self, model: nn.Module, epochs_done: int) -> None:
         pass
 
-    def confusion(self, counts: Tensor | None, epochs_done: int) -> None:
+    def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
+        pass
+
+    def confusion(self, counts: Tensor, epochs_done: int) -> None:
         pass
 
     def end(self) -> None:

@@ -13,25 +13,44 @@ Ctrl-C saves a checkpoint and leaves; `--resume` goes on from there.
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from acceleration.devices import enough_memory, find_device, peak_memory, reset_peak_memory, set_determinism
-from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, world
-from command_line.errors import one_line_errors
+from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
+from command_line.errors import InputError, one_line_errors
 from data_preprocessing import Data, load_data
 from log_data import NoLog, RunLog, start_config
-from model_preparation import MakeModel, Training, build_model, prepare_training
-from nntest import Evaluation, confusion_matrix, evaluate
+from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
+from nntest import Evaluation, evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint, save_checkpoint
 from run_state.interruption import StopRequest
-from run_state.run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
-from user_input import UserInput, load_user_input
+from run_state.resumption import load_settings
+from run_state.run_folder import (
+    best_file,
+    find_launched,
+    find_run,
+    group_folder,
+    has_checkpoint,
+    locked,
+    make_run_folder,
+    shown,
+)
+from user_input import UserInput
+
+# Of each further test in an epoch, its keys in the epoch's row: loss and top-1
+ROW_KEYS = {
+    "validation": ("validation_loss", "validation_top1"),
+    "training_mode": ("test_loss_training_mode", "test_top1_training_mode"),
+    "average": ("test_loss_average", "test_top1_average"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,29 +84,33 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
     device = find_device(args.device)
+    if args.also_test_in_training_mode and size() > 1:
+        raise InputError("also_test_in_training_mode: takes one process, whose batches are those of the study")
     set_determinism(args.deterministic)
     data = load_data(args, device)
-    training = prepare_training(args, len(data.classes), device, make_model)
+    training = prepare_training(args, len(data.classes), device, make_model, len(data.train))
     folder = on_main(open_folder, args)
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))
         state, log = begin_or_resume(args, folder, data, training, facts or {})
         step = TrainingStep(training)
-        with log, tqdm(None, "epochs", args.epochs, False, initial=state.epochs_done, disable=hide_bar()) as bar:
-            while state.epochs_done < args.epochs:
-                if run_epoch(data, step, state, stop):
+        with log, tqdm(None, "epochs", args.last_epoch, False, initial=state.epochs_done, disable=hide_bar()) as bar:
+            while state.epochs_done < args.last_epoch:
+                if tests := run_epoch(args, data, step, state, stop):
                     log.epoch(state.rows[-1], total_seconds(state))
+                    if state.epochs_done > args.last_epoch - args.keep_predictions:
+                        log.predictions(tests, state.epochs_done)
                     bar.update()
-                due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.epochs
+                due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.last_epoch
                 if stop() or due or state.is_best:
                     on_main(save_checkpoint, folder, state, training)
                 if due:  # early on almost every epoch is the best, and the pictures of large maps are megabytes
                     log.embeddings(training.model, state.epochs_done)
                 if stop():
                     break
-            if state.epochs_done == args.epochs:
-                log.confusion(confusion_matrix(training, data.test, len(data.classes), stop), state.epochs_done)
-            result = summarise(folder, state, stop)
+            if state.epochs_done >= args.last_epoch and (last := evaluate(training, data.test, "confusion", stop)):
+                log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
+            result = summarise(args, folder, state, stop)
             report(args, log, result)
     return result
 
@@ -97,9 +120,10 @@ def open_folder(args: UserInput) -> Path:
 
     A run goes on where its settings say so, and where torchrun has restarted the workers that began it.
     """
+    group = group_folder(args.runs_path, args.model)
     if args.resume is not None:
-        return find_run(args)
-    return (find_launched(args, launch()) if restarts() else None) or make_run_folder(args)
+        return find_run(group, args.resume_path)
+    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args.initial_lr)
 
 
 def begin_or_resume(
@@ -123,42 +147,72 @@ def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
     return RunLog(folder, state, data) if is_main() else NoLog()
 
 
-def run_epoch(data: Data, step: TrainingStep, state: RunState, stop: StopRequest) -> bool:
-    """Train and test once and move `state` on; False where `stop` ended the epoch early."""
+def run_epoch(
+    args: UserInput, data: Data, step: TrainingStep, state: RunState, stop: StopRequest
+) -> dict[str, Evaluation]:
+    """Train and test once and move `state` on; the tests by their names, none where `stop` ended the epoch early."""
     training, epoch = step.training, state.epochs_done + 1
     reset_peak_memory(training.device)
     state.progress = train_epoch(step, data.train, epoch, state.progress, stop)
     if state.progress.steps < len(data.train):
-        return False
-    validation = evaluate(training, data.validation, "validation", stop) if data.validation else None
-    test = evaluate(training, data.test, "test", stop)
-    if test is None or (data.validation and validation is None):
-        return False
-    state.rows.append(epoch_row(epoch, training, state.progress, validation, test))
+        return {}
+    tests = run_tests(args, data, training, epoch, stop)
+    if tests is None:
+        return {}
+    state.rows.append(epoch_row(epoch, args, len(data.train), training.device, state.progress, tests))
     state.progress = EpochProgress(skipped=state.progress.skipped)
     training.end_epoch()
-    return True
+    return tests
+
+
+def run_tests(
+    args: UserInput, data: Data, training: Training, epoch: int, stop: StopRequest
+) -> dict[str, Evaluation] | None:
+    """All the tests of an epoch that the settings ask for; None where `stop` ended one early."""
+    passes: dict[str, Callable[[], Evaluation | None]] = {}
+    if validation := data.validation:
+        passes["validation"] = lambda: evaluate(training, validation, "validation", stop)
+    passes["test"] = lambda: evaluate(training, data.test, "test", stop)
+    if args.also_test_in_training_mode:
+        passes["training_mode"] = lambda: evaluate_in_training_mode(
+            training, data.test, args.batch_size, args.seed, epoch, stop
+        )
+    if average := training.average_of_epoch(epoch):
+        passes["average"] = lambda: evaluate_average(training, average, data.train, data.test, epoch, stop)
+    tests: dict[str, Evaluation] = {}
+    for name, run in passes.items():
+        found = run()
+        if found is None:
+            return None
+        tests[name] = found
+    return tests
 
 
 def epoch_row(
-    epoch: int, training: Training, trained: EpochProgress, validation: Evaluation | None, test: Evaluation
+    epoch: int,
+    args: UserInput,
+    steps: int,
+    device: torch.device,
+    trained: EpochProgress,
+    tests: dict[str, Evaluation],
 ) -> dict[str, Any]:
-    """The epoch's line of metrics.jsonl."""
+    """The epoch's line of metrics.jsonl; the learning rate is that of the first of its `steps`."""
     row = {
         "epoch": epoch,
-        "learning_rate": training.learning_rate,
+        "learning_rate": learning_rates(args, steps)[epoch - 1][0],
         "train_loss": trained.loss,
         "train_top1": trained.top1,
-        "test_loss": test.loss,
-        "test_top1": test.top1,
+        "test_loss": tests["test"].loss,
+        "test_top1": tests["test"].top1,
         "train_seconds": trained.seconds,
-        "test_seconds": test.seconds,
+        "test_seconds": tests["test"].seconds,
         "images_per_second": trained.images_per_second,
-        "peak_memory_gib": peak_memory(training.device) / 2**30,
+        "peak_memory_gib": peak_memory(device) / 2**30,
         "finished": time.time(),
     }
-    if validation:
-        row |= {"validation_loss": validation.loss, "validation_top1": validation.top1}
+    for name, keys in ROW_KEYS.items():
+        if name in tests:
+            row |= {keys[0]: tests[name].loss, keys[1]: tests[name].top1}
     return row
 
 
@@ -167,9 +221,9 @@ def total_seconds(state: RunState) -> float:
     return sum(row["train_seconds"] + row["test_seconds"] for row in state.rows)
 
 
-def summarise(folder: Path, state: RunState, stop: StopRequest) -> RunResult:
+def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest) -> RunResult:
     """The figures of a run that is done, or stopped."""
-    settings, data = state.config["settings"], state.config["data"]
+    data = state.config["data"]
     none = {"epoch": 0} | dict.fromkeys(
         ("train_loss", "train_top1", "test_loss", "test_top1", "validation_top1"), math.nan
     )
@@ -186,16 +240,21 @@ def summarise(folder: Path, state: RunState, stop: StopRequest) -> RunResult:
         best_top1=best[judge],
         seconds=total_seconds(state),
         images_per_second=state.epochs_done * data["train_images"] / train_seconds if train_seconds else 0.0,
-        stopped_by=stop.signal if state.epochs_done < settings["epochs"] else None,
+        stopped_by=stop.signal if state.epochs_done < args.last_epoch else None,
     )
 
 
 def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
     """Say what the run came to, and what to do next."""
-    if result.epochs < args.epochs:
+    if result.epochs < args.last_epoch:
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {shown(result.folder)}")
         return
     log.end()
+    if result.epochs < args.epochs:
+        log.say(
+            f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
+            f"--resume {shown(result.folder)} --stop_after none"
+        )
     if best_file(result.folder).exists():
         best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
         log.say(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
@@ -208,7 +267,7 @@ def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
 if __name__ == "__main__":
     with world(), one_line_errors():
         try:
-            outcome = main(on_main(load_user_input))
+            outcome = main(on_main(load_settings))
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell reports an end by SIGINT
     sys.exit(0 if outcome.stopped_by is None else 128 + outcome.stopped_by)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.resnet import ResNet
 
 from acceleration.devices import PRECISIONS, choose_precision
@@ -40,18 +41,38 @@ class Training:
     device: torch.device
     precision: str  # fp32, bf16 or fp16: `auto` has been settled
     cuda_graph: bool  # whether a step is to be replayed as a CUDA graph
+    steps_per_epoch: int = 1
+    rate_by_step: bool = False  # whether the learning rate changes after each step, or after each epoch
+    average: AveragedModel | None = None  # of the weights
+    averaged_from: int | None = None  # the first epoch whose last weights are averaged; None: those of each step are
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    @property
-    def learning_rate(self) -> float:
-        return float(self.scheduler.get_last_lr()[0])
+    def end_step(self) -> None:
+        """Take the step's weights into the average, and move on to the next learning rate, where each step does so."""
+        if self.average is not None and self.averaged_from is None:
+            self.average.update_parameters(self.model)
+        if self.rate_by_step:
+            self._next_rate()
 
     def end_epoch(self) -> None:
         """Move on to the next epoch's learning rate."""
+        if not self.rate_by_step:
+            self._next_rate()
+
+    def average_of_epoch(self, epoch: int) -> AveragedModel | None:
+        """The average to be tested after that epoch, its last weights included; None where there is none yet."""
+        if self.average is None or self.averaged_from is None:
+            return self.average
+        wanted = epoch - self.averaged_from + 1
+        if wanted > int(self.average.n_averaged):  # else the run was stopped after they were taken in
+            self.average.update_parameters(self.model)
+        return self.average if wanted > 0 else None
+
+    def _next_rate(self) -> None:
         with warnings.catch_warnings():
             # where a run was resumed between training and test, another process made the epoch's optimizer steps
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
@@ -67,6 +88,7 @@ class Training:
             "optimizer": _without_graph(self.optimizer.state_dict()),
             "scheduler": _plain_numbers(self.scheduler.state_dict()),
             "scaler": self.scaler.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,6 +97,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         # a schedule takes over as attributes whatever it is given: so, only what it has itself
         self.scheduler.load_state_dict({name: state["scheduler"].get(name, schedule[name]) for name in schedule})
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if state["scaler"]:  # a run without loss scaling may go on where there is, and the other way round
             self.scaler.load_state_dict(state["scaler"])
 
@@ -120,9 +144,9 @@ def finish_model(args: UserInput, model: nn.Module) -> Any:
 
 
 def prepare_training(
-    args: UserInput, num_classes: int, device: torch.device, make_model: MakeModel = build_model
+    args: UserInput, num_classes: int, device: torch.device, make_model: MakeModel = build_model, steps: int = 1
 ) -> Training:
-    """Model, optimizer, schedule and loss of a run that begins.
+    """Model, optimizer, schedule and loss of a run that begins; an epoch has so many `steps`.
 
     Raises:
         InputError: the device cannot compute in the precision that is asked for.
@@ -140,13 +164,17 @@ def prepare_training(
         model=model,
         parallel=model,
         optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, args.epochs, args.warmup_epochs),
+        scheduler=make_scheduler(args, optimizer, steps),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         loss=LabelSmoothing(args.label_smoothing),
         device=device,
         precision=precision,
         cuda_graph=args.cuda_graph and device.type == "cuda" and size() == 1,
+        steps_per_epoch=steps,
+        rate_by_step=args.schedule == "step",
     )
+    if args.average != "none":
+        training.average, training.averaged_from = make_average(args, model)
     if args.compile:
         training.parallel = compile_or_say_why(training, args.batch_size // size(), args.image_size)
     if size() > 1:
@@ -202,22 +230,51 @@ def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:
     return kind(model.parameters(), betas=(args.momentum, args.beta2), **options)
 
 
-def make_scheduler(optimizer: optim.Optimizer, epochs: int, warmup_epochs: int) -> optim.lr_scheduler.LambdaLR:
-    """The learning rate of every epoch, as `learning_rate_factor` has it."""
-    return optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_factor(done, epochs, warmup_epochs))
+def make_average(args: UserInput, model: nn.Module) -> tuple[AveragedModel, int | None]:
+    """The average of the weights that the settings ask for, and from which epoch on it takes an epoch's last weights.
 
-
-def learning_rate_factor(done: int, epochs: int, warmup_epochs: int) -> float:
-    """What `initial_lr` is multiplied with after `done` epochs (study, Table 3).
-
-    A linear warm-up from 1 to `warmup_epochs`, then half a cosine from there towards 0. In a short run the
-    warm-up takes a fifth of the epochs, rounded up, and rises to the same peak.
+    The exponential one takes those of every step, from the first on.
     """
-    peak = max(1, warmup_epochs)
-    warmup = min(warmup_epochs, math.ceil(epochs / WARMUP_SHARE))
+    if args.average == "exponential":
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average_decay)), None
+    return AveragedModel(model), max(1, args.epochs - args.average_epochs + 1)
+
+
+def make_scheduler(args: UserInput, optimizer: optim.Optimizer, steps: int = 1) -> optim.lr_scheduler.LambdaLR:
+    """The learning rate of every epoch, or of every of its `steps`, as `learning_rate_factor` has it."""
+    unit = steps if args.schedule == "step" else 1
+    return optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: learning_rate_factor(done, args.epochs, args.warmup_epochs, args.schedule, unit)
+    )
+
+
+def learning_rates(args: UserInput, steps: int) -> list[tuple[float, float]]:
+    """The learning rates of every epoch's first and last step."""
+    unit = steps if args.schedule == "step" else 1
+    return [
+        (
+            args.initial_lr * learning_rate_factor(first, args.epochs, args.warmup_epochs, args.schedule, unit),
+            args.initial_lr * learning_rate_factor(last, args.epochs, args.warmup_epochs, args.schedule, unit),
+        )
+        for first, last in ((epoch * unit, (epoch + 1) * unit - 1) for epoch in range(args.epochs))
+    ]
+
+
+def learning_rate_factor(done: int, epochs: int, warmup_epochs: int, schedule: str = "epoch", steps: int = 1) -> float:
+    """What `initial_lr` is multiplied with after `done` epochs, or after `done` steps of so many in each epoch.
+
+    A linear warm-up from 1 to `warmup_epochs`, then half a cosine from there towards 0 (study, Table 3). In a short run
+    the warm-up takes a fifth of the epochs, rounded up, and rises to the same peak. `schedule`, as in `UserInput`:
+    with `epoch`, the first epoch after the warm-up has the peak and 0 would come after the last; with `study`, the
+    cosine is one epoch further on, as in the study's code; with `step`, warm-up and cosine go on by steps.
+    """
+    peak, ramp = max(1, warmup_epochs), min(warmup_epochs, math.ceil(epochs / WARMUP_SHARE))
+    warmup, total = ramp * steps, epochs * steps
     if done < warmup:
-        return 1.0 + (peak - 1.0) * done / max(1, warmup - 1)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / max(1, epochs - warmup)))
+        ends_on_peak = 0 if schedule == "step" else 1  # the warm-up's last epoch has it, or the step after the warm-up
+        return 1.0 + (peak - 1.0) * done / max(1, warmup - ends_on_peak)
+    ahead = 1 if schedule == "study" else 0
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warmup + ahead) / max(1, total - warmup)))
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

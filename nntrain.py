@@ -159,6 +159,7 @@ def train_epoch(
     bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
     for pixels, labels in bar:
         step(pixels, labels)
+        training.end_step()
         steps, images = steps + 1, images + len(labels)
         # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
         if (training.device.type == "cpu" and step.gradients_failed()) or should_stop():

@@ -1,6 +1,6 @@
 """Writes RESULTS.md and its figures out of the logs of all the experiments' runs, and nothing else.
 
-    python report.py        # reads runs/experiments/ and docs/conclusions.md, writes RESULTS.md and docs/results/
+    python report.py        # reads results/logs/ and docs/conclusions.md, writes RESULTS.md and results/figures/
 
 The same logs give the same bytes (figures: with the same matplotlib). Only `docs/conclusions.md` is written by hand.
 """
@@ -19,12 +19,12 @@ from typing import NamedTuple
 from scipy import stats
 
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import PROJECT
 from evidence import figures
 from evidence.runs import FOLDER, Conditions, Record, read_record
 from experiments import ESTIMATES, EXPERIMENTS, RATES, Experiment, command
-from user_input import PROJECT
 
-RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "docs/results", "docs/conclusions.md"
+RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "results/figures", "docs/conclusions.md"
 CLAIM = 3  # seeds that a claim takes
 CONFIDENCE, POWER = 0.95, 0.8
 # What every other network of an experiment is compared with; the ladder compares each rung with the one before it.
@@ -36,7 +36,7 @@ REFERENCES = {
 }
 INTRODUCTION = """# Results
 
-Written by `python report.py` out of the logs under `runs/experiments/`; only the conclusions
+Written by `python report.py` out of the logs under `results/logs/`; only the conclusions
 (`docs/conclusions.md`) are written by hand. `python experiments.py` makes the runs.
 """
 METHOD = """## How it was measured
@@ -545,7 +545,7 @@ def other_runs(chapter: Chapter) -> str:
 
 
 def write_report(root: Path, target: Path, conclusions: str) -> str:
-    """Draw the figures under `target`/docs/results and give the text of RESULTS.md."""
+    """Draw the figures under `target`/results/figures and give the text of RESULTS.md."""
     chapters = read_chapters(root)
     folder = target / FIGURES
     shutil.rmtree(folder, ignore_errors=True)  # no figure stays of what is no longer there
@@ -563,7 +563,7 @@ def write_report(root: Path, target: Path, conclusions: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs_dir", type=Path, default=FOLDER, help="folder of the runs of experiments")
-    parser.add_argument("--target", type=Path, default=PROJECT, help="folder for RESULTS.md and docs/results/")
+    parser.add_argument("--target", type=Path, default=PROJECT, help="folder for RESULTS.md and results/figures/")
     options = parser.parse_args(argv)
     if not options.target.is_dir():
         raise InputError(f"target: there is no folder {options.target}")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from acceleration.devices import describe_device
-from user_input import PROJECT
+from command_line.paths import PROJECT
 
-FOLDER = PROJECT / "runs" / "benchmarks"
+FOLDER = PROJECT / "results" / "benchmarks"
 MEMORY_HOW = {
     "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (profiler's "
     "memory events); parameters, the input and scratch memory inside MKL and oneDNN not counted",

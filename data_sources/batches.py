@@ -33,6 +33,17 @@ class Loader(Protocol):
         ...
 
 
+class OrderedLoader(Loader, Protocol):
+    """Hands out every image once, in the data's order; a process's positions are `shares(images, batch_size)`."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def reordered(self, order: Tensor, batch_size: int) -> "OrderedLoader":
+        """The same images, those of the positions `order` (n,), in batches of another size."""
+        ...
+
+
 def check_shares(images: int, batch_size: int, sync_batch_norm: bool) -> None:
     """Refuse a batch that the processes cannot share out evenly, or that leaves one of them too little for batch norm.
 

@@ -6,7 +6,7 @@ n images of a data set · s side in pixels
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,3 +56,7 @@ class PlainLoader:
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         for share in shares(self.images, self.batch_size, first):
             yield self.normalisation.apply(self.pixels[share]), self.labels[share]
+
+    def reordered(self, order: Tensor, batch_size: int) -> "PlainLoader":
+        order = order.to(self.labels.device)
+        return replace(self, pixels=self.pixels[order], labels=self.labels[order], batch_size=batch_size)

@@ -6,7 +6,7 @@ b images of a batch · s side in pixels
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ class StreamLoader:
             raise InputError(
                 str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
             ) from None
+
+    def reordered(self, order: Tensor, batch_size: int) -> "StreamLoader":
+        return replace(self, image_set=self.image_set.part(order.numpy()), batch_size=batch_size)
 
     def _order(self, epoch: int) -> list[int]:
         count = len(self.image_set)

@@ -19,6 +19,7 @@ from torchvision.ops import SqueezeExcitation
 
 from benchmarks.reference_networks import Size, build_study_lambda_resnet, replace_convolutions
 from benchmarks.scaling import SelfAttention2d
+from evidence import study_network
 from lambda_layer import LambdaLayer
 from model_preparation import MakeModel, build_model, finish_model
 from user_input import UserInput
@@ -202,7 +203,16 @@ def _changed(args: UserInput, num_classes: int, change: Callable[[LambdaLayer], 
     return network
 
 
+def study(args: UserInput, num_classes: int) -> nn.Module:
+    """The study's λ-ResNet, held to its own code's numbers."""
+    network = study_network.build_study_lambda_resnet(
+        args.depth, image_size=args.image_size, num_classes=num_classes, stem=args.stem
+    )
+    return finish_model(args, network)
+
+
 NETWORKS: dict[str, MakeModel] = {
+    "study": study,
     "study-layer": study_layer,
     "position-norm": position_norm,
     "training-mode-test": training_mode_test,

@@ -3,7 +3,7 @@
 A run is a variation (settings that differ from `user_input.py`, perhaps another network), a seed, and the conditions
 under which it is compared with others (data, device, precision, scale). These three are its folder:
 
-    runs/experiments/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
+    results/logs/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
 
 so a run that several experiments ask for is one run. Its state is read off that folder and nowhere else.
 """
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from command_line.errors import InputError, one_line_errors
+from command_line.paths import PROJECT, project_path
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
 from log_data import CONFUSION, drop_embeddings
@@ -29,9 +30,9 @@ from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
-from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
+from user_input import FREE_ON_RESUME, UserInput
 
-FOLDER = PROJECT / "runs" / "experiments"
+FOLDER = PROJECT / "results" / "logs"
 FAILURE = "failure.json"
 OUTPUT = "output.txt"  # what a run's process printed; not committed
 FIELDS = {field.name: field for field in dataclasses.fields(UserInput)}
@@ -43,10 +44,13 @@ class Variation:
 
     settings: tuple[tuple[str, Any], ...]  # in the order of `UserInput`, none of them at its default
     network: str | None = None  # a name in `NETWORKS`
+    title: str | None = None  # its folder's name, where it is not made of all that it changes
 
     @property
     def name(self) -> str:
         """Its folder's name, such as `lambda_stem-cifar_scope-7`: all that it changes."""
+        if self.title:
+            return self.title
         settings = dict(self.settings)
         parts = [self.network or settings.get("model", FIELDS["model"].default)]
         for name, value in settings.items():
@@ -61,7 +65,7 @@ class Variation:
         return NETWORKS[self.network] if self.network else build_model
 
 
-def vary(network: str | None = None, **settings: Any) -> Variation:
+def vary(network: str | None = None, title: str | None = None, **settings: Any) -> Variation:
     """The variation of these settings, written in one way: `stages="CCCC"` is the baseline, `LLLL` needs no mention."""
     if network is None and settings.get("stages") == "CCCC":
         settings |= {"model": "baseline"}
@@ -73,7 +77,7 @@ def vary(network: str | None = None, **settings: Any) -> Variation:
     ]
     if unknown := settings.keys() - FIELDS.keys():
         raise InputError(f"{', '.join(sorted(unknown))}: no such setting")
-    return Variation(tuple(changed), network)
+    return Variation(tuple(changed), network, title)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ class Record:
         """`done`, `cut off`, or the kind of its failure."""
         if self.failure:
             return self.failure["kind"]
-        if len(self.rows) < self.config["settings"]["epochs"]:
+        settings = self.config["settings"]
+        if len(self.rows) < min(settings["epochs"], settings.get("stop_after") or settings["epochs"]):
             return "cut off"
         # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
         owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()

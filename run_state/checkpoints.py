@@ -48,6 +48,8 @@ ROW_FORM = {
     **dict.fromkeys(("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished"), 0.0),
 }
 VALIDATION_FORM = {"validation_loss": 0.0, "validation_top1": 0.0}
+FURTHER_TESTS = ("training_mode", "average")
+FURTHER_FORM = {f"test_{figure}_{test}": 0.0 for test in FURTHER_TESTS for figure in ("loss", "top1")}
 OPTIMIZER_STATE = {
     optim.SGD: {"momentum_buffer"},
     optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -220,8 +222,10 @@ def check_form(saved: dict[str, Any], training: Training) -> None:
     _check_like(state.config, CONFIG_FORM, "config")
     row_form = ROW_FORM | (VALIDATION_FORM if state.config["data"]["validation_images"] else {})
     for number, row in enumerate(state.rows, 1):
-        _check_like(row, row_form, f"epoch {number}")
-        _check(set(row) == set(row_form) and row["epoch"] == number, f"the figures of epoch {number} are not its own")
+        further = {name: like for name, like in FURTHER_FORM.items() if name in row}
+        _check_like(row, row_form | further, f"epoch {number}")
+        own = set(row) == set(row_form | further) and row["epoch"] == number
+        _check(own, f"the figures of epoch {number} are not its own")
     json.dumps([state.config, state.rows], ensure_ascii=False).encode()  # as they will be written
     progress = dataclasses.asdict(state.progress)
     _check_like(progress, dataclasses.asdict(EpochProgress()), "progress")
@@ -229,7 +233,11 @@ def check_form(saved: dict[str, Any], training: Training) -> None:
     _check_like(given["model"], fresh["model"], "model")
     _check_optimizer(given["optimizer"], training.optimizer)
     _check_like(given["scheduler"], {"last_epoch": 0, "base_lrs": [0.0], "_last_lr": [0.0]}, "scheduler")
-    _check(given["scheduler"]["last_epoch"] == state.epochs_done, "the schedule is at another epoch")
+    done = state.epochs_done
+    if training.rate_by_step:
+        done = done * training.steps_per_epoch + state.progress.steps
+    _check(given["scheduler"]["last_epoch"] == done, "the schedule is at another epoch")
+    _check_like(given.get("average", {}), fresh["average"], "average")
     if given["scaler"]:  # empty where there is no loss scaling, which is the device's affair
         _check_like(given["scaler"], fresh["scaler"], "scaler")
     _check(0 <= saved["random"]["numpy"][2] <= 624, "the state of NumPy's generator is none")  # NumPy does not look
@@ -305,7 +313,7 @@ def _sync_folder(folder: Path) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of all the global generators, in types that are loaded without code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, gauss),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from run_tools import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
@@ -22,6 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import main_general
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from data_preprocessing import load_data
 from log_data import TAGS
 from main_general import RunResult, main
@@ -29,8 +31,9 @@ from model_preparation import prepare_training
 from nntrain import EpochProgress
 from run_state import run_folder
 from run_state.checkpoints import load_checkpoint, write_atomically
+from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
-from user_input import PROJECT, UserInput, load_user_input
+from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,55 @@ def test_a_run_is_the_same_every_time(undisturbed: tuple[UserInput, RunResult], 
     assert_same_run(again.folder, result.folder)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "step", "average": "exponential", "average_decay": 0.8, "also_test_in_training_mode": True},
+        {"schedule": "study", "average": "last_epochs", "average_epochs": 2, "keep_predictions": 2},
+    ],
+    ids=["by step, exponential average, training mode", "study, average of the last epochs, predictions"],
+)
+def test_a_run_that_ends_early_and_one_stopped_within_an_epoch_go_on_to_the_same_end(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = dataclasses.replace(undisturbed[0], checkpoint_every=1, **settings)
+    expected = main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole")))
+    args = dataclasses.replace(args, runs_dir=str(tmp_path / "parts"))
+    early = main(dataclasses.replace(args, stop_after=2))
+    assert (early.epochs, early.stopped_by) == (2, None)
+    assert (early.folder / "confusion.csv").exists()
+    assert "--stop_after none" in (early.folder / "log.txt").read_text()
+    asked = 0
+
+    class StopAfterSteps(main_general.StopRequest):
+        def __call__(self) -> bool:
+            nonlocal asked
+            asked += 1
+            self.signal = signal.SIGTERM if asked >= 7 else None  # in the third epoch's tests
+            return self.signal is not None
+
+    args = dataclasses.replace(args, resume=str(early.folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+        assert main(args).epochs == 2
+    resumed = main(args)
+    assert_same_run(resumed.folder, expected.folder)
+    last = read_metrics(resumed.folder)[-1]
+    if args.also_test_in_training_mode:
+        assert last["test_loss_training_mode"] != last["test_loss"]
+    assert last["test_loss_average"] != last["test_loss"]
+    predictions = resumed.folder / "predictions"
+    kept = ["epoch0003.npz", "epoch0004.npz"] if args.keep_predictions else []
+    assert sorted(path.name for path in predictions.glob("*"))[-2:] == kept  # those of the early end stay
+    for name in kept:
+        ours, theirs = np.load(predictions / name), np.load(expected.folder / "predictions" / name)
+        assert set(ours) == set(theirs) == {"labels", "evaluation", "average"}
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    if kept:
+        right = np.mean(ours["labels"] == ours["evaluation"])
+        assert (100 * right, ours["labels"].dtype) == (pytest.approx(last["test_top1"]), np.uint8)
+
+
 @pytest.mark.parametrize("at_step", [1, 4, 6, 11])
 def test_a_stop_inside_an_epoch_loses_nothing(
     undisturbed: tuple[UserInput, RunResult], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
@@ -147,10 +199,10 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
     whole = main_general.run_epoch
 
-    def killed(data, training, state, stop):
+    def killed(args, data, step, state, stop):
         if state.epochs_done == 3:  # one epoch after the checkpoint
             raise SystemError
-        return whole(data, training, state, stop)
+        return whole(args, data, step, state, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "run_epoch", killed)
@@ -246,12 +298,12 @@ def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[
 
 def test_resume_takes_the_settings_of_the_run(undisturbed: tuple[UserInput, RunResult], capsys) -> None:
     args, result = undisturbed
-    resumed = load_user_input(["--resume", "--runs_dir", args.runs_dir])
+    resumed = load_settings(["--resume", "--runs_dir", args.runs_dir])
     assert resumed == dataclasses.replace(args, resume=str(result.folder))
-    given = load_user_input(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
+    given = load_settings(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
     assert (given.heads, given.workers) == (8, 0)  # which main refuses, and allows
     with pytest.raises(SystemExit):
-        load_user_input(["--resume", "--model", "baseline", "--runs_dir", args.runs_dir])
+        load_settings(["--resume", "--model", "baseline", "--runs_dir", args.runs_dir])
     assert "resume: there is no run with a checkpoint in" in capsys.readouterr().err
 
 
@@ -269,7 +321,7 @@ def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch
             return cls(2026, 11, 3, 4, 5, 6)
 
     monkeypatch.setattr(run_folder, "datetime", Clock)
-    names = [run_folder.make_run_folder(small).name for _ in range(3)]
+    names = [run_folder.make_run_folder(small.runs_path, small.initial_lr).name for _ in range(3)]
     assert names[0].startswith("Nov03_04-05-06_lr0.0005_")
     assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
 

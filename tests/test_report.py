@@ -12,10 +12,10 @@ import pytest
 from scipy.stats import t
 
 import report
+from command_line.paths import PROJECT
 from evidence.runs import FOLDER, Conditions, Run, Variation
 from experiments import ESTIMATES, EXPERIMENTS, facts
 from report import Difference, difference, mean_and_deviation, signed, verdict, write_report
-from user_input import PROJECT
 
 EPOCHS = 4
 
@@ -166,7 +166,7 @@ def test_every_figure_follows_its_numbers(tmp_path: Path) -> None:
             write_run(conditions(tmp_path), variation, seed, 80.0 + seed)
 
     def digests() -> dict[str, str]:
-        found = re.findall(r"results/(\S+)/(\w+)\.svg\).*?numbers (\w+)", write_report(tmp_path, tmp_path, ""), re.S)
+        found = re.findall(r"figures/(\S+)/(\w+)\.svg\).*?numbers (\w+)", write_report(tmp_path, tmp_path, ""), re.S)
         for folder, name, digest in found:
             svg = (tmp_path / report.FIGURES / folder / f"{name}.svg").read_text(encoding="utf-8")
             assert f"numbers {digest}" in svg

@@ -17,6 +17,7 @@ from model_preparation import (
     Training,
     build_model,
     learning_rate_factor,
+    learning_rates,
     make_optimizer,
     prepare_training,
 )
@@ -91,6 +92,38 @@ def test_the_scheduler_gives_the_rates_to_the_optimizer() -> None:
         training.optimizer.step()
         training.scheduler.step()
     assert seen == pytest.approx([0.0005, 0.0010, 0.0015, 0.0020, 0.0025, 0.0025])
+
+
+def test_the_studys_own_schedule_is_one_epoch_further_on() -> None:
+    rates = [0.0005 * learning_rate_factor(done, 90, 5, "study") for done in range(90)]
+    assert rates[:5] == pytest.approx([0.0005, 0.0010, 0.0015, 0.0020, 0.0025])
+    # a cosine over 85 epochs that starts at its peak in epoch 6, one step further on; the last epoch has 0
+    assert rates[5] == pytest.approx(0.00125 * (1 + math.cos(math.pi / 85)))
+    assert rates[89] == pytest.approx(0.0, abs=1e-18)
+    assert rates[5:89] == pytest.approx([0.0005 * learning_rate_factor(done, 90, 5) for done in range(6, 90)])
+
+
+def test_a_schedule_by_step_rises_to_the_peak_and_falls_to_0() -> None:
+    factors = [learning_rate_factor(done, 10, 5, "step", 4) for done in range(41)]
+    # two of ten epochs of four steps: from 1 to 5 in eight equal parts
+    assert factors[:9] == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0])
+    assert factors[24] == pytest.approx(2.5)  # half of the 32 steps that are left
+    assert factors[40] == pytest.approx(0.0, abs=1e-12)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[8:]))
+
+
+def test_the_rate_changes_after_each_step_or_each_epoch_as_the_table_of_rates_says() -> None:
+    for schedule in ("epoch", "study", "step"):
+        args = UserInput(depth=26, stages="CCCL", dataset="digits", image_size=16, epochs=3, schedule=schedule)
+        training = prepare_training(args, 10, CPU, steps=2)
+        seen = []
+        for _ in range(args.epochs):
+            for _ in range(2):
+                seen.append(training.optimizer.param_groups[0]["lr"])
+                training.optimizer.step()
+                training.end_step()
+            training.end_epoch()
+        assert seen == pytest.approx([rate for pair in learning_rates(args, 2) for rate in pair])
 
 
 def test_label_smoothing_is_the_formula() -> None:

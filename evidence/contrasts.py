@@ -1,0 +1,144 @@
+"""Statistics of paired runs: what differs between arms that were trained with the same seeds.
+
+A seed is a block. It fixes the order and the augmentation of the images for all arms, and most of their first weights,
+so the runs of one seed rise and fall together, and arms are compared within a seed. The model is
+
+    y[arm, seed] = effect of the arm + effect of the seed + residual,
+
+fitted by least squares; the residual's variance is pooled over the arms. Of two arms it is the paired t-test.
+
+A contrast is a weighted sum of arms, {"L": 1, "R": -1}, in the unit of y; here that is percentage points.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = Mapping[str, Mapping[int, float]]  # of each arm, by seed
+Weights = Mapping[str, float]  # of the arms in a contrast; they add up to 0
+CONFIDENCE, POWER = 0.95, 0.8
+DRAWS = 10_000
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A contrast as the model has it."""
+
+    points: float
+    error: float  # standard error; nan where there is no residual to take it from
+    freedom: int  # degrees of freedom of the residual
+    deviation: float  # standard deviation of the residual
+    each: Mapping[int, float]  # the contrast seed by seed
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval: two seeds at the least, and residuals that are not all 0."""
+        return self.error > 0.0
+
+    @property
+    def p(self) -> float:
+        """Two-sided, against a contrast of 0; nan where there is no interval."""
+        return float(2.0 * stats.t.sf(abs(self.points) / self.error, self.freedom)) if self.known else math.nan
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """By the t distribution; (nan, nan) where there is none."""
+        if not self.known:
+            return math.nan, math.nan
+        half = float(stats.t.ppf((1.0 + confidence) / 2.0, self.freedom)) * self.error
+        return self.points - half, self.points + half
+
+
+def estimate(values: Values, weights: Weights) -> Estimate | None:
+    """The contrast over the seeds that all its arms have; None where there is no such seed.
+
+    The other arms in `values` help to find the residual, where they have those seeds.
+    """
+    seeds = sorted(set.intersection(*(set(values.get(arm, ())) for arm in weights)))
+    if not seeds:
+        return None
+    arms = [arm for arm in values if set(values[arm]) & set(seeds)]
+    cells = [(arm, seed) for arm in arms for seed in seeds if seed in values[arm]]
+    y = np.array([values[arm][seed] for arm, seed in cells])
+    design = np.array([[arm == a for a in arms] + [seed == s for s in seeds[1:]] for arm, seed in cells], float)
+    inverse = np.linalg.pinv(design.T @ design)
+    effects = inverse @ design.T @ y
+    contrast = np.array([weights.get(arm, 0.0) for arm in arms] + [0.0] * (len(seeds) - 1))
+    freedom = len(y) - int(np.linalg.matrix_rank(design))
+    squares = float(np.square(y - design @ effects).sum())
+    deviation = math.sqrt(squares / freedom) if freedom else math.nan
+    if deviation < 1e-9:  # rounding of values that agree
+        deviation = 0.0
+    return Estimate(
+        points=float(contrast @ effects),
+        error=deviation * math.sqrt(contrast @ inverse @ contrast),
+        freedom=freedom,
+        deviation=deviation,
+        each={seed: sum(weight * values[arm][seed] for arm, weight in weights.items()) for seed in seeds},
+    )
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given; one that is nan stays so, and counts as a test that was made."""
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=lambda place: p_values[place])
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def with_new_images(found: Estimate, of_images: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the contrast that also covers other test images: a bootstrap over seeds and images.
+
+    Each draw takes as many test images with replacement, each with its runs together, and moves the mean over the seeds
+    by a draw from the model's t distribution: two to five seeds drawn with replacement would vary too little.
+
+    Args:
+        of_images: (n,) the contrast on each test image, mean over the seeds, in points: its mean is `found.points`.
+    """
+    if not found.known:
+        return math.nan, math.nan
+    generator = np.random.default_rng(0)
+    numbers, counts = np.unique(of_images.round(9), return_counts=True)
+    drawn = generator.multinomial(len(of_images), counts / len(of_images), size=DRAWS) @ numbers / len(of_images)
+    moved = drawn + found.error * generator.standard_t(found.freedom, size=DRAWS)
+    low, high = np.quantile(moved, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0])
+    return float(low), float(high)
+
+
+def equivalence(found: Estimate, margin: float) -> float:
+    """p of two one-sided t-tests (TOST): small where the contrast lies within ± `margin`; nan without an interval."""
+    if not found.known:
+        return math.nan
+    tests = [stats.t.sf((margin - sign * found.points) / found.error, found.freedom) for sign in (1.0, -1.0)]
+    return float(max(tests))
+
+
+# ------------------------------------------------------------------------------------------ how many seeds it takes
+
+
+def power(points: float, deviation: float, seeds: int, arms: int) -> float:
+    """Power of the two-sided t-test to see that two of the arms differ by so many points: by the noncentral t."""
+    freedom = (arms - 1) * (seeds - 1)
+    shift = points / (deviation * math.sqrt(2.0 / seeds))
+    reach = stats.t.ppf((1.0 + CONFIDENCE) / 2.0, freedom)
+    # beyond this the other tail is nought, and SciPy's series for it may fail
+    other_tail = stats.nct.cdf(-reach, freedom, shift) if shift < 5.0 else 0.0
+    return float(stats.nct.sf(reach, freedom, shift) + other_tail)
+
+
+def seeds_for(points: float, deviation: float, arms: int) -> int:
+    """The fewest seeds with a power of 80 %, two at the least; `MOST_SEEDS` where more would be needed."""
+    return next((n for n in range(2, MOST_SEEDS) if power(points, deviation, n, arms) >= POWER), MOST_SEEDS)
+
+
+def deviation_interval(deviation: float, freedom: int) -> tuple[float, float]:
+    """95 % interval of a standard deviation that was found with so many degrees of freedom: by chi-square."""
+    tails = stats.chi2.ppf([(1.0 + CONFIDENCE) / 2.0, (1.0 - CONFIDENCE) / 2.0], freedom)
+    low, high = deviation * np.sqrt(freedom / tails)
+    return float(low), float(high)
