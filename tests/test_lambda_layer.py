@@ -21,10 +21,12 @@ def ways(axes: int, *, only_whole: bool = False) -> list[Way]:
 
 
 def perturb(layer: nn.Module) -> nn.Module:
-    """Norms away from their initial 1 and 0, so that a dropped weight or bias shows."""
+    """Norms and biases away from their initial 1 and 0, so that a dropped weight or bias shows."""
     for norm in (layer.norm_queries, layer.norm_values):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
+    if layer.position_bias is not None:
+        nn.init.uniform_(layer.position_bias, -1, 1)
     return layer
 
 
@@ -57,6 +59,7 @@ def cases(draw):
         "position": "relative" if position == "scope" else position,
         "content": position == "none" or draw(st.booleans()),
     }
+    arguments["position_bias"] = position != "none" and arguments["content"] and draw(st.booleans())
     if position == "scope":
         arguments["scope"] = draw(st.sampled_from([1, 3, 5, 7]))
     elif position == "relative":
@@ -392,6 +395,8 @@ REFUSALS = [
     ({"scope": 3, "position": "polar"}, "position is 'polar'; it must be"),
     ({"position": "none", "content": False}, "leaves nothing to compute"),
     ({"position": "none", "scope": 3}, 'scope is given, but position="none"'),
+    ({"position": "none", "position_bias": True}, 'position_bias is given, but position="none"'),
+    ({"scope": 3, "content": False, "position_bias": True}, "position_bias=True needs content=True"),
     ({"scope": 3, "key_depth": 0}, "key_depth is 0; it must be at least 1"),
     ({"scope": 3, "embedding": torch.zeros(16, 1, 3, 3)}, "embedding is a Tensor; it must come from make_"),
     (
