@@ -52,7 +52,12 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
     # --no-build-isolation, --no-index and --no-deps: with what is here, and no network
     options = ["--quiet", "--no-build-isolation", "--no-index", "--no-deps", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(checkout)], check=True)
-    assert {path.name for path in target.glob("*.py")} == {"lambda_layer.py", "resnet.py", "resnet_lambda.py"}
+    assert {path.name for path in target.glob("*.py")} == {
+        "convert.py",
+        "lambda_layer.py",
+        "resnet.py",
+        "resnet_lambda.py",
+    }
     code = (
         "import lambda_layer, resnet_lambda, torch; print(lambda_layer.__file__)\n"
         "print(*lambda_layer.LambdaLayer(8, scope=3)(torch.zeros(2, 8, 4, 4)).shape)\n"
