@@ -38,7 +38,7 @@ class LambdaLayer(nn.Module):
 
         y[n, h] = (λ_c + λ_p[n])ᵀ q[n, h], the heads concatenated
         λ_c     = Σ_m Σ_u softmax_m(K)[m, :, u] V[m, :, u]ᵀ        content, one for all the queries
-        λ_p[n]  = Σ_m Σ_u E[n, m, :, u] V[m, :, u]ᵀ                position
+        λ_p[n]  = Σ_m Σ_u E[n, m, :, u] V[m, :, u]ᵀ [+ b 1ᵀ]       position; b (k) with `position_bias`
 
     paper  here                               shape
     X      x                                  b, dim, H, W; inside b, n, dim
@@ -53,7 +53,9 @@ class LambdaLayer(nn.Module):
     context takes inputs up to `input_size` (a smaller one uses the middle of the table), an absolute one that
     size alone; `resize_embedding` makes another. `content=False` leaves λ_c and `to_keys` out. Channels-last
     input is viewed, not copied; the output is channels-last in memory. To share an embedding, give the same
-    `make_embedding(...)` to several layers.
+    `make_embedding(...)` to several layers. `position_bias` is the bias of the 3-D convolution by which other
+    code makes λ_p: b[k] is added to λ_p[n, k, v] for every n and v. The paper has none. It is off by default,
+    starts at zero, and is added to λ_c, since both are the same for every n.
 
     The cheapest of several ways computes the position output, by measured costs: `lambda_ops` has them all.
 
@@ -77,6 +79,7 @@ class LambdaLayer(nn.Module):
         position: str = "relative",
         content: bool = True,
         embedding: nn.Parameter | None = None,
+        position_bias: bool = False,
     ) -> None:
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
@@ -95,6 +98,8 @@ class LambdaLayer(nn.Module):
             raise ValueError(f'position is {position!r}; it must be "relative", "absolute" or "none"')
         if position == "none" and not content:
             raise ValueError('content=False with position="none" leaves nothing to compute; keep one of them')
+        if position_bias and not content:
+            raise ValueError("position_bias=True needs content=True; it is added to the content lambda")
         self.dim, self.dim_out = dim, dim_out
         self.key_depth, self.value_depth = key_depth, dim_out // heads
         self.heads, self.intra_depth = heads, intra_depth
@@ -109,7 +114,7 @@ class LambdaLayer(nn.Module):
         self.norm_values = nn.BatchNorm1d(v * u)
 
         if position == "none":
-            _refuse_needless(scope=scope, embedding=embedding)
+            _refuse_needless(scope=scope, embedding=embedding, position_bias=position_bias or None)
             self.input_size, self.embedding = None, None
         else:
             self.input_size = None if input_size is None else self._as_size(input_size)
@@ -120,6 +125,7 @@ class LambdaLayer(nn.Module):
                 raise ValueError(f"embedding has shape {tuple(embedding.shape)}; this layer needs {shape}")
             self.embedding = nn.Parameter(torch.empty(shape)) if embedding is None else embedding
         self._shares_embedding = embedding is not None
+        self.position_bias = nn.Parameter(torch.empty(key_depth)) if position_bias else None
         self.reset_parameters()
 
     @classmethod
@@ -175,6 +181,8 @@ class LambdaLayer(nn.Module):
         self.norm_values.reset_parameters()
         if self.embedding is not None and not self._shares_embedding:
             nn.init.normal_(self.embedding)
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         size = _checked_size(x, self.dim, self.axes, self.position, None if self.scope else self.input_size)
@@ -203,7 +211,7 @@ class LambdaLayer(nn.Module):
         return parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous() if self.content else None
 
     def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return content_output(query, key, value)
+        return content_output(query, key, value, self.position_bias)
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:
@@ -227,6 +235,7 @@ class LambdaLayer(nn.Module):
         return (
             f"{self.dim}, {self.dim_out}, {context}, key_depth={self.key_depth}, heads={self.heads}, "
             f"intra_depth={self.intra_depth}, position={self.position!r}, content={self.content}"
+            + (", position_bias=True" if self.position_bias is not None else "")
         )
 
 
@@ -278,12 +287,14 @@ def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | 
 
 
 @torch.fx.wrap
-def content_output(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value, one for all queries.
+def content_output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q·λ_c with λ_c = Σ_mu softmax_m(key)·value [+ bias 1ᵀ], one for all queries.
 
-    query (b, n, h, k), key (b, m, k, u), value (b, m, u, v) -> (b, n, h, v)
+    query (b, n, h, k), key (b, m, k, u), value (b, m, u, v), bias (k) -> (b, n, h, v)
     """
     b, n, h, k = query.shape
     key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
     content_lambda = torch.bmm(key.transpose(1, 2), value.flatten(1, 2))  # (b, k, v)
+    if bias is not None:
+        content_lambda = content_lambda + bias.to(content_lambda.dtype).unsqueeze(1)
     return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)

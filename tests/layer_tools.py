@@ -17,10 +17,12 @@ def ways(axes: int, *, only_whole: bool = False) -> list[Way]:
 
 
 def perturb(layer: nn.Module) -> nn.Module:
-    """Norms away from their initial 1 and 0, so that a dropped weight or bias shows."""
+    """Norms and biases away from their initial 1 and 0, so that a dropped weight or bias shows."""
     for norm in (layer.norm_queries, layer.norm_values):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
+    if layer.position_bias is not None:
+        nn.init.uniform_(layer.position_bias, -1, 1)
     return layer
 
 

@@ -148,6 +148,8 @@ REFUSALS = [
     ({"scope": 3, "position": "polar"}, "position is 'polar'; it must be"),
     ({"position": "none", "content": False}, "leaves nothing to compute"),
     ({"position": "none", "scope": 3}, 'scope is given, but position="none"'),
+    ({"position": "none", "position_bias": True}, 'position_bias is given, but position="none"'),
+    ({"scope": 3, "content": False, "position_bias": True}, "position_bias=True needs content=True"),
     ({"scope": 3, "key_depth": 0}, "key_depth is 0; it must be at least 1"),
     ({"scope": 3, "embedding": torch.zeros(16, 1, 3, 3)}, "embedding is a Tensor; it must come from make_"),
     (

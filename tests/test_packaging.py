@@ -58,6 +58,7 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(checkout)], check=True)
     installed = {path.name for path in target.iterdir()} - {"__pycache__"}
     assert {name for name in installed if not name.endswith(".dist-info")} == {
+        "convert.py",
         "lambda_layer.py",
         "lambda_ops",
         "resnet.py",
@@ -67,7 +68,7 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
         "import sys; sys.modules['torchvision'] = None\n"  # importing it is an error: the layer takes PyTorch alone
         "import lambda_layer, torch; print(lambda_layer.__file__)\n"
         "print(*lambda_layer.LambdaLayer(8, scope=3)(torch.zeros(2, 8, 4, 4)).shape)\n"
-        "del sys.modules['torchvision']; import resnet_lambda; print(resnet_lambda.resnet50_lambda.args)"
+        "del sys.modules['torchvision']; import convert, resnet_lambda; print(resnet_lambda.resnet50_lambda.args)"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(

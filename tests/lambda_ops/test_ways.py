@@ -29,6 +29,7 @@ def cases(draw):
         "position": "relative" if position == "scope" else position,
         "content": position == "none" or draw(st.booleans()),
     }
+    arguments["position_bias"] = position != "none" and arguments["content"] and draw(st.booleans())
     if position == "scope":
         arguments["scope"] = draw(st.sampled_from([1, 3, 5, 7]))
     elif position == "relative":
