@@ -3,14 +3,17 @@
 A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
 
     model = resnet50_lambda(stages="CCLL", image_size=224, num_classes=1000)
+    model = resnet50_lambda(image_size=32, num_classes=10, weights="weights.pt")  # torch.save(model.state_dict(), …)
 
 `resnet26_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
@@ -40,6 +43,7 @@ def build_lambda_resnet(
     scope: int | None = None,
     position: str = "relative",
     content: bool = True,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     **resnet_options: Any,
 ) -> ResNet:
     """A λ-ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
@@ -50,9 +54,12 @@ def build_lambda_resnet(
         image_size: side, or height and width, of the images; the largest, for a global position context.
         share_embeddings: one position embedding for all the layers of a stage.
         key_depth, heads, intra_depth, scope, position, content: as for `LambdaLayer`.
+        weights: what the network starts from: a state dict of the same network, or a file of one, of which no code
+            is run; by default it is drawn anew.
 
     Raises:
-        ValueError: no such stage word, or a setting that `build_resnet` or `LambdaLayer` refuses.
+        ValueError: no such stage word, a setting that `build_resnet` or `LambdaLayer` refuses, or weights that cannot
+            be read or are another network's.
     """
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
@@ -63,6 +70,8 @@ def build_lambda_resnet(
     for letter, layer, entering in zip(stages, layers, stage_sizes(size, stem), strict=True):
         if letter == "L":
             _put_lambdas(layer, entering, share_embeddings, {**options, "heads": heads, "content": content})
+    if weights is not None:
+        _load(model, weights if isinstance(weights, Mapping) else _read(weights))
     return model
 
 
@@ -85,6 +94,39 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
         if share:
             shared[table] = bottleneck.conv2.embedding
         size = halve(size) if strided else size
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The state dict of a file, on the CPU."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is missing, damaged or none of PyTorch's fails in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights: {path} cannot be read ({type(error).__name__}: {reason})") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"weights: {path} holds a {type(state).__name__}; it must hold a state dict")
+    return state
+
+
+def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put every tensor of a state dict into the model, which has to have the same keys and shapes."""
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    faults = {
+        "missing": [key for key in own if key not in given],
+        "not of this network": [key for key in given if key not in own],
+        "of another shape": [
+            f"{key} {given[key]}, not {shape}" for key, shape in own.items() if given.get(key, shape) != shape
+        ],
+    }
+    if any(faults.values()):
+        found = [f"{len(keys)} {fault} ({_some(keys)})" for fault, keys in faults.items() if keys]
+        raise ValueError(f"weights do not fit: {'; '.join(found)}")
+    model.load_state_dict(dict(state), strict=True)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:

@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from acceleration.fast_layers import keep_freed_memory
 from benchmarks.measuring import MEMORY_HOW, measure, peak_memory
-from lambda_layer import COSTS, LambdaLayer, Size, Tiling, Way, choose_way, cost
+from lambda_layer import LambdaLayer
+from lambda_ops.rule import COSTS, Way, choose_way, cost
+from lambda_ops.sizes import Size
+from lambda_ops.tiles import Tiling
 
 
 class Case(NamedTuple):

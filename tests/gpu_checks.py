@@ -20,7 +20,7 @@ from torch import Tensor
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from test_lambda_layer import perturb, value_and_gradients, ways
+from layer_tools import perturb, value_and_gradients, ways
 
 from acceleration.cuda_graph import Replay
 from acceleration.devices import set_determinism

@@ -91,7 +91,7 @@ def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--only studi", "only: there is no experiment studi; there is study, ladder"),
+        ("--only studi", "only: there is no experiment studi; there is stage_1, stage_2, stage_3, study, ladder"),
         ("--scale 0", "scale: takes one or two numbers above 0, at most 1"),
         ("--scale .1 .1 .1", "scale: takes one or two numbers"),
         ("--jobs 0", "jobs: 0 is not allowed"),

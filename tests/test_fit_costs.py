@@ -8,7 +8,7 @@ import benchmark
 from benchmarks import fit_costs
 from benchmarks.layer import CASES, forced_ways, way_name
 from command_line.errors import InputError
-from lambda_layer import COSTS, Costs, cost
+from lambda_ops.rule import COSTS, Costs, cost
 
 BATCH, BASE = 4, 3.0  # images; milliseconds that every way of a shape takes beside
 
