@@ -25,20 +25,20 @@ TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun
 
 # main_general.py's commands are parsed here, which refuses a wrong flag or value; test_main_general.py has whole runs.
 EXECUTED_BY = {
-    r"python benchmark.py parameters": "test_parameter_table.py::test_the_papers_counts",
+    r"python benchmark.py parameters": "benchmarks/test_parameter_table.py::test_the_papers_counts",
     r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
     r"python docs/update_links.py": "test_docs.py::test_links_into_the_code",
-    r"python predict.py .*": "test_trained_network.py::test_predictions_of_the_test_images",
-    r"python draw_embeddings.py .*": "test_trained_network.py::test_embeddings_are_drawn",
-    r"python export_model.py .*": "test_trained_network.py::test_exports_give",
+    r"python predict.py .*": "run_state/test_trained_network.py::test_predictions_of_the_test_images",
+    r"python draw_embeddings.py .*": "run_state/test_trained_network.py::test_embeddings_are_drawn",
+    r"python export_model.py .*": "run_state/test_trained_network.py::test_exports_give",
     r"python experiments.py .*": "test_experiments.py::test_the_command_line",
     r"python report.py.*": "test_report.py::",
-    r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
-    r"python benchmark.py fit .*": "test_fit_costs.py::test_the_command_prints",
-    r"python benchmark.py train.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
-    r"python benchmark.py infer.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
-    r"python benchmark.py scaling.*": "test_benchmark_network.py::test_scaling_reports",
-    r"torchrun .*main_general.py .*": "test_distributed.py::",
+    r"python benchmark.py layer.*": "benchmarks/test_layer_benchmark.py::test_layer_benchmark_reports_every_row",
+    r"python benchmark.py fit .*": "benchmarks/test_fit_costs.py::test_the_command_prints",
+    r"python benchmark.py train.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py infer.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py scaling.*": "benchmarks/test_network_benchmark.py::test_scaling_reports",
+    r"torchrun .*main_general.py .*": "acceleration/test_distributed.py::",
     r"pip install git\+.*": "test_packaging.py::test_pip_installs",
 }
 NOT_EXECUTED = {
