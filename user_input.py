@@ -81,8 +81,9 @@ class UserInput:
     )
     stem: str = setting(
         "imagenet",
-        "first layers: imagenet is 7×7 with stride 2 and a max pool (study), cifar is 3×3 with stride 1 and no pool",
-        choices=("imagenet", "cifar"),
+        "first layers: imagenet is 7×7 with stride 2 and a max pool (study), compact 3×3 with stride 2, cifar 3×3 with "
+        "stride 1; the stages see 32×32 images as maps of 8, 4, 2, 1 or 16, 8, 4, 2 or 32, 16, 8, 4 positions a side",
+        choices=("imagenet", "compact", "cifar"),
     )
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
