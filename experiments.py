@@ -33,18 +33,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acceleration.devices import choose_precision, describe_device, find_device
 from acceleration.distributed import hide_bar
 from benchmarks.measuring import seconds
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import project_path
 from data_preprocessing import class_count, training_count
 from evidence.networks import STUDYS_EMBEDDING
 from evidence.runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, vary, work
-from model_preparation import choose_precision, describe_device, find_device, prepare_training
+from model_preparation import prepare_training
 from nntrain import TrainingStep
 from run_state.checkpoints import write_atomically
 from run_state.interruption import StopRequest
 from run_state.run_folder import shown
-from user_input import project_path
 
 WORDS = ("CCCC", "LCCC", "LLCC", "LLLC", "LLLL", "CLLL", "CCLL", "CCCL")
 RATES = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2)  # study, Figure 10

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from scipy import stats
 
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import PROJECT
 from evidence import figures
 from evidence.runs import FOLDER, Conditions, Record, read_record
 from experiments import ESTIMATES, EXPERIMENTS, RATES, Experiment, command
-from user_input import PROJECT
 
 RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "results/figures", "docs/conclusions.md"
 CLAIM = 3  # seeds that a claim takes

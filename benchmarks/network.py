@@ -22,12 +22,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acceleration.devices import PRECISIONS
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
 from benchmarks.reference_networks import build_plain_resnet, build_plain_study_network
-from data_preprocessing import AugmentedLoader, Batch, Normalisation, PlainLoader
+from data_preprocessing import AugmentedLoader
+from data_sources.batches import Batch
+from data_sources.in_memory import PlainLoader
+from data_sources.normalisation import Normalisation
 from LabelSmoothing import LabelSmoothing
-from model_preparation import PRECISIONS, Training, prepare_training
+from model_preparation import Training, prepare_training
 from nntrain import TrainingStep
 from user_input import UserInput
 

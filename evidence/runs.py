@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from command_line.errors import InputError, one_line_errors
+from command_line.paths import PROJECT, project_path
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
 from log_data import CONFUSION, drop_embeddings
@@ -29,7 +30,7 @@ from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, CONFIG, METRICS, checkpoint_files, locked, read_config
-from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
+from user_input import FREE_ON_RESUME, UserInput
 
 FOLDER = PROJECT / "results" / "logs"
 FAILURE = "failure.json"

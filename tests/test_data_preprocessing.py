@@ -15,22 +15,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-import data_preprocessing
 from command_line.errors import InputError
-from data_preprocessing import (
-    CIFAR10_STATISTICS,
-    CROP_PADDING,
-    AugmentedLoader,
-    Normalisation,
-    PlainLoader,
-    StreamLoader,
-    class_count,
-    crop_and_flip,
-    evaluation_batch,
-    load_data,
-    measure_normalisation,
-    training_count,
-)
+from data_preprocessing import CROP_PADDING, AugmentedLoader, class_count, crop_and_flip, load_data, training_count
+from data_sources.batches import evaluation_batch, mix
+from data_sources.in_memory import PlainLoader
+from data_sources.normalisation import CIFAR10_STATISTICS, Normalisation, measure_normalisation
+from data_sources.streaming import StreamLoader, _Stream
 from user_input import UserInput
 
 CPU = torch.device("cpu")
@@ -189,7 +179,7 @@ def test_streaming_leaves_the_global_generator_alone(small: UserInput) -> None:
     train = load_data(streaming(small, workers=0), CPU).train
     assert isinstance(train, StreamLoader)
     before = torch.get_rng_state()
-    data_preprocessing._Stream(train.image_set, train.transform, seed=0, epoch=1)[0]
+    _Stream(train.image_set, train.transform, seed=0, epoch=1)[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -289,7 +279,7 @@ def test_without_archive_and_network_the_way_out_is_named(tmp_path: Path, monkey
 
 
 def test_seeds_are_spread() -> None:
-    seeds = {data_preprocessing.mix(seed, epoch) for seed in range(50) for epoch in range(50)}
+    seeds = {mix(seed, epoch) for seed in range(50) for epoch in range(50)}
     assert len(seeds) == 2500
 
 
@@ -313,7 +303,6 @@ def test_more_training_images_than_there_are_is_refused(fraction: float, count: 
 
 
 def test_a_gpu_is_tested_on_larger_batches() -> None:
-    args = UserInput(batch_size=96)
-    assert evaluation_batch(args, CPU) == 96
-    assert evaluation_batch(args, torch.device("cuda")) == 1024
-    assert evaluation_batch(dataclasses.replace(args, image_size=224), torch.device("cuda")) == 96
+    assert evaluation_batch(96, 32, CPU) == 96
+    assert evaluation_batch(96, 32, torch.device("cuda")) == 1024
+    assert evaluation_batch(96, 224, torch.device("cuda")) == 96

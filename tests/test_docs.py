@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer
-from user_input import PROJECT, load_user_input
+from user_input import load_user_input
 
 sys.path.insert(0, str(PROJECT / "docs"))
 
@@ -24,7 +25,7 @@ TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun
 
 # main_general.py's commands are parsed here, which refuses a wrong flag or value; test_main_general.py has whole runs.
 EXECUTED_BY = {
-    r"python -m benchmarks.parameter_table": "test_parameter_table.py::test_the_papers_counts",
+    r"python benchmark.py parameters": "test_parameter_table.py::test_the_papers_counts",
     r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
     r"python docs/update_links.py": "test_docs.py::test_links_into_the_code",
     r"python predict.py .*": "test_trained_network.py::test_predictions_of_the_test_images",
@@ -33,7 +34,7 @@ EXECUTED_BY = {
     r"python experiments.py .*": "test_experiments.py::test_the_command_line",
     r"python report.py.*": "test_report.py::",
     r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
-    r"python -m benchmarks.fit_costs .*": "test_fit_costs.py::test_the_command_prints",
+    r"python benchmark.py fit .*": "test_fit_costs.py::test_the_command_prints",
     r"python benchmark.py train.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
     r"python benchmark.py infer.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
     r"python benchmark.py convert.*": "test_benchmark_network.py::test_conversions_are_timed",

@@ -15,9 +15,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import hubconf
 import lambda_ops
 import resnet_lambda
+from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer3d
 from resnet_lambda import build_lambda_resnet
-from user_input import PROJECT
 
 
 def from_hub(name: str, **settings) -> nn.Module:

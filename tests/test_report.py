@@ -12,10 +12,10 @@ import pytest
 from scipy.stats import t
 
 import report
+from command_line.paths import PROJECT
 from evidence.runs import FOLDER, Conditions, Run, Variation
 from experiments import ESTIMATES, EXPERIMENTS, facts
 from report import Difference, difference, mean_and_deviation, signed, verdict, write_report
-from user_input import PROJECT
 
 EPOCHS = 4
 

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acceleration.devices import choose_precision, find_device
 from command_line.errors import InputError
 from data_preprocessing import load_data
 from LabelSmoothing import LabelSmoothing
 from model_preparation import (
     Training,
     build_model,
-    choose_precision,
-    find_device,
     learning_rate_factor,
     learning_rates,
     make_optimizer,
