@@ -4,6 +4,7 @@
     python benchmark.py train            # training steps of whole networks, beside plain ones; about fifteen
     python benchmark.py infer            # the same without gradients; about fifteen
     python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five
+    python benchmark.py convert          # timm's and lambda-networks' layers beside ours in their place; about ten
 
 Each with `--quick` gives an answer in about a minute. The files go to results/benchmarks/.
 
@@ -18,6 +19,7 @@ import torch
 
 from acceleration.devices import describe_device, find_device
 from benchmarks import fit_costs, parameter_table
+from benchmarks.converted import benchmark_convert
 from benchmarks.layer import benchmark_layer
 from benchmarks.measuring import write_report
 from benchmarks.network import benchmark_infer, benchmark_train
@@ -29,6 +31,7 @@ BENCHMARKS = {
     "train": benchmark_train,
     "infer": benchmark_infer,
     "scaling": benchmark_scaling,
+    "convert": benchmark_convert,
 }
 
 

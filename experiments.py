@@ -39,6 +39,7 @@ from benchmarks.measuring import seconds
 from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import project_path
 from data_preprocessing import class_count, training_count
+from evidence.networks import STUDYS_EMBEDDING
 from evidence.runs import FIELDS, FOLDER, OUTPUT, Conditions, Run, Variation, vary, work
 from model_preparation import prepare_training
 from nntrain import TrainingStep
@@ -67,7 +68,6 @@ class Experiment:
 
 
 CIFAR_STEM = {"stem": "cifar"}
-STUDYS_LADDER = {"position": "absolute", "share_embeddings": True, "bn_momentum": 0.9999}
 # what 200 epochs on CIFAR-10 are commonly trained with: a peak of 0.1
 BEST = {"stem": "cifar", "epochs": 200, "optimizer": "sgd", "weight_decay": 5e-4}
 BEST_NETWORKS: dict[str, dict[str, Any]] = {
@@ -119,11 +119,12 @@ EXPERIMENTS = {
     ),
     "ladder": Experiment(
         "What did each fault of the study's implementation cost? One repair after the other.",
-        {
-            "as the study had it": vary("study-layer", **STUDYS_LADDER),
-            "channels and positions kept apart": vary("position-norm", **STUDYS_LADDER),
-            "value norm over channels": vary("training-mode-test", **STUDYS_LADDER),
-            "evaluation mode, batch-norm momentum 0.1": vary(position="absolute", share_embeddings=True),
+        {  # the mode of testing is no rung: the same weights can be tested in both
+            "as the study had it": vary("study"),
+            "channels and positions kept apart": vary("mended-reshape", **STUDYS_EMBEDDING),
+            "query norm for each head and channel": vary("mended-query-norm", **STUDYS_EMBEDDING),
+            "value norm over channels": vary("mended-value-norm", **STUDYS_EMBEDDING),
+            "embeddings of a stage its own": vary(**STUDYS_EMBEDDING),
             "relative embeddings": vary(share_embeddings=True),
             "per-layer embeddings": vary(),
         },

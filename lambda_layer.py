@@ -14,7 +14,9 @@ Sizes, in comments and names throughout:
 """
 
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +82,11 @@ class LambdaLayer(nn.Module):
         content: bool = True,
         embedding: nn.Parameter | None = None,
         position_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         dim_out = dim if dim_out is None else dim_out
         for name, count in {
             "dim": dim,
@@ -107,11 +112,11 @@ class LambdaLayer(nn.Module):
         self._way: Way | None = None  # forces a way of computing, for tests, benchmarks and export
 
         h, k, v, u = heads, key_depth, self.value_depth, intra_depth
-        self.to_queries = nn.Linear(dim, h * k, bias=False)
-        self.to_keys = nn.Linear(dim, k * u, bias=False) if content else None
-        self.to_values = nn.Linear(dim, v * u, bias=False)
-        self.norm_queries = nn.BatchNorm1d(h * k)
-        self.norm_values = nn.BatchNorm1d(v * u)
+        self.to_queries = nn.Linear(dim, h * k, bias=False, **factory)
+        self.to_keys = nn.Linear(dim, k * u, bias=False, **factory) if content else None
+        self.to_values = nn.Linear(dim, v * u, bias=False, **factory)
+        self.norm_queries = nn.BatchNorm1d(h * k, **factory)
+        self.norm_values = nn.BatchNorm1d(v * u, **factory)
 
         if position == "none":
             _refuse_needless(scope=scope, embedding=embedding, position_bias=position_bias or None)
@@ -123,9 +128,9 @@ class LambdaLayer(nn.Module):
                 raise ValueError(f"embedding is a {type(embedding).__name__}; it must come from make_embedding")
             if embedding is not None and tuple(embedding.shape) != shape:
                 raise ValueError(f"embedding has shape {tuple(embedding.shape)}; this layer needs {shape}")
-            self.embedding = nn.Parameter(torch.empty(shape)) if embedding is None else embedding
+            self.embedding = nn.Parameter(torch.empty(shape, **factory)) if embedding is None else embedding
         self._shares_embedding = embedding is not None
-        self.position_bias = nn.Parameter(torch.empty(key_depth)) if position_bias else None
+        self.position_bias = nn.Parameter(torch.empty(key_depth, **factory)) if position_bias else None
         self.reset_parameters()
 
     @classmethod
@@ -137,14 +142,19 @@ class LambdaLayer(nn.Module):
         intra_depth: int = 1,
         scope: int | None = None,
         position: str = "relative",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> nn.Parameter:
         """An embedding ~ N(0, 1) for several layers to share: pass it to each as `embedding`."""
         shape = cls._embedding_shape(input_size, key_depth, intra_depth, scope, position)
-        return nn.Parameter(torch.randn(shape))
+        return nn.Parameter(torch.randn(shape, device=device, dtype=dtype))
 
     @classmethod
     def _as_size(cls, size: int | Sequence[int]) -> Size:
-        size = (size,) * cls.axes if isinstance(size, int) else tuple(size)
+        try:
+            size = (operator.index(size),) * cls.axes  # type: ignore[arg-type]
+        except TypeError:  # several lengths
+            size = tuple(map(operator.index, size))  # type: ignore[arg-type]
         if len(size) != cls.axes or min(size) < 1:
             raise ValueError(f"input_size is {size}; it must be {cls.axes} positive length(s), or one for all")
         return size
@@ -215,19 +225,22 @@ class LambdaLayer(nn.Module):
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:
-        """Interpolate a global embedding linearly to another input size; share a shared one anew."""
-        if self.embedding is None or self.scope is not None:
+        """Interpolate a global embedding linearly to another input size.
+
+        The parameter stays the same object, so an optimizer that has it trains it on, and layers that share it still
+        do: call it for each of them. What an optimizer keeps of the parameter has the old shape; let go of it by
+        `optimizer.state.pop(layer.embedding, None)`. `resnet_lambda.resize` does all of that for a whole network.
+
+        Raises:
+            ValueError: the layer has no global embedding, and takes any size as it is.
+        """
+        if self.embedding is None or self.input_size is None or self.scope is not None:
             raise ValueError("resize_embedding needs a global position embedding; this layer takes any size as it is")
-        new_size = self._as_size(new_size)
-        old = self.embedding
-        if self.position == "relative":
-            new = _interpolate(old, tuple(2 * length - 1 for length in new_size))
-        else:
-            new = old.permute(2, 3, 0, 1)  # (k, u, n, m): first m is resized, then n
-            for _ in range(2):
-                new = _interpolate(new.unflatten(3, self.input_size), new_size).flatten(3).transpose(2, 3)
-            new = new.permute(2, 3, 0, 1)
-        self.embedding = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
+        new_size, old_size = self._as_size(new_size), self.input_size
+        shape = self._embedding_shape(new_size, self.key_depth, self.intra_depth, None, self.position)
+        if tuple(self.embedding.shape) != shape:  # else a layer that shares it has been there
+            self.embedding.data = resized_embedding(self.embedding, old_size, new_size, self.position)
+            self.embedding.grad = None
         self.input_size = new_size
 
     def extra_repr(self) -> str:
@@ -249,6 +262,19 @@ class LambdaLayer3d(LambdaLayer):
     """`LambdaLayer` for volumes: (b, dim, D, H, W) -> (b, dim_out, D, H, W)."""
 
     axes = 3
+
+
+def resized_embedding(embedding: Tensor, old_size: Size, new_size: Size, position: str) -> Tensor:
+    """A global embedding interpolated from one input size to another.
+
+    relative (k, u, *(2·old − 1)) -> (k, u, *(2·new − 1)); absolute (n, n, k, u) -> (n', n', k, u)
+    """
+    if position == "relative":
+        return _interpolate(embedding, tuple(2 * length - 1 for length in new_size))
+    new = embedding.permute(2, 3, 0, 1)  # (k, u, n, m): first m is resized, then n
+    for _ in range(2):
+        new = _interpolate(new.unflatten(3, old_size), new_size).flatten(3).transpose(2, 3)
+    return new.permute(2, 3, 0, 1).contiguous()
 
 
 def _refuse_needless(**arguments: object) -> None:
@@ -283,7 +309,8 @@ def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | 
         covers = f"absolute position embedding needs {limits}"
     elif all(length <= limit for length, limit in zip(size, limits, strict=True)):
         return size
-    raise ValueError(f"input has size {size}; this layer's {covers}: call resize_embedding({size}) first")
+    mend = f"call resize_embedding({size}) first, on the layer itself and not on a trace of it"
+    raise ValueError(f"input has size {size}; this layer's {covers}: {mend}")
 
 
 @torch.fx.wrap

@@ -37,8 +37,9 @@ class UserInput(Settings):
         "number of layers of the ResNet (study: 50)")
     stages: str = setting("auto", "C (convolution) or L (lambda) for each of the stages c2 to c5, such as CCLL (paper, "
         "Table 12); auto: LLLL for lambda, CCCC for baseline")
-    stem: str = setting("imagenet", choices=("imagenet", "cifar"), help=
-        "first layers: imagenet is 7×7 with stride 2 and a max pool (study), cifar is 3×3 with stride 1 and no pool")
+    stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=
+        "first layers: imagenet is 7×7 with stride 2 and a max pool (study), compact 3×3 with stride 2, cifar 3×3 with "
+        "stride 1; the stages see 32×32 images as maps of 8, 4, 2, 1 or 16, 8, 4, 2 or 32, 16, 8, 4 positions a side")
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
     intra_depth: int = setting(1, "u, intra-depth of keys and values (study: 1; paper's best: 4)", minimum=1)

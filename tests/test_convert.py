@@ -8,6 +8,7 @@ import torch
 from other_lambda_layers import DLi14Layer, Leaderj1001Layer
 from timm.layers.lambda_layer import LambdaLayer as TimmLayer
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from convert import from_d_li14, from_lambda_networks, from_leaderj1001, from_timm, replace_lambda_layers
 from lambda_layer import LambdaLayer
@@ -98,13 +99,7 @@ def build_timm_network(name: str) -> nn.Module:
     """In float64, with statistics of random images, moved away from them."""
     options = {"img_size": 64} if name == "lambda_resnet26rpt_256" else {}
     model = timm.create_model(name, num_classes=5, **options).double().train()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics are those of one pass; without them, logits in evaluation mode overflow
-    with torch.no_grad():
-        model(torch.randn(4, 3, 64, 64, dtype=torch.float64))
-    for norm in norms:
-        norm.momentum = 0.1
+    update_bn([torch.randn(4, 3, 64, 64, dtype=torch.float64)], model)  # else logits in evaluation mode overflow
     return randomise(model)
 
 

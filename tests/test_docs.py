@@ -37,12 +37,13 @@ EXECUTED_BY = {
     r"python benchmark.py fit .*": "benchmarks/test_fit_costs.py::test_the_command_prints",
     r"python benchmark.py train.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
     r"python benchmark.py infer.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py convert.*": "benchmarks/test_network_benchmark.py::test_conversions_are_timed",
     r"python benchmark.py scaling.*": "benchmarks/test_network_benchmark.py::test_scaling_reports",
     r"torchrun .*main_general.py .*": "acceleration/test_distributed.py::",
     r"pip install git\+.*": "test_packaging.py::test_pip_installs",
 }
 NOT_EXECUTED = {
-    r"pip install -r requirements.*": "CI begins with it, and needs a network",
+    r"pip install -r requirements.*|pip install timm lambda-networks": "CI begins with it, and needs a network",
     r"git clone .*": "the repository's address is not known here",
     r"python -m venv .*": "CI begins with it",
     r"pre-commit install.*": "changes the hooks of the checkout",
@@ -56,7 +57,6 @@ NOT_EXECUTED = {
 PYTHON_NOT_EXECUTED = {
     "torch.hub.load": "the address is not known here; test_packaging.py loads from the checkout",
     "result = main(UserInput(": "a training of five epochs; test_main_general.py has shorter ones",
-    "# lambda_networks": "other packages'",
     ">>> ": "the doctest",
 }
 
@@ -99,7 +99,7 @@ def test_python_examples_run() -> None:
     executed = [block for block in found if not any(mark in block for mark in PYTHON_NOT_EXECUTED)]
     assert len(executed) >= 3
     for block in executed:
-        exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer})
+        exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer, "torch": torch})
 
 
 def test_the_worked_example_holds() -> None:

@@ -221,7 +221,7 @@ def test_files_without_weights_are_refused(content: object, says: str, tmp_path:
     ("options", "says"),
     [
         ({"depth": 18}, "depth: 18 is not allowed; takes one of 26, 50"),
-        ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, cifar"),
+        ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, compact, cifar"),
         ({"stages": "CCC"}, "stages: CCC is not allowed"),
         ({"stages": "CCcL"}, "stages: CCcL is not allowed"),
     ],

@@ -154,8 +154,8 @@ def test_what_is_missing_comes_with_its_command_and_time(root: Path, tmp_path: P
     command = "python experiments.py --only study --scale 0.1 0.1 --data_name 'CIFAR-10 (JPEG copy)' --device cpu"
     assert command in text
     ladder = line(text, "## Not run yet", "| ladder |")
-    assert ladder[2:4] == ["18", "`python experiments.py --only ladder`"]
-    assert ladder[4] == "36.0 h on a CPU, 2 runs at once (cifar-10, cpu, fp32, full)"
+    assert ladder[2:4] == ["21", "`python experiments.py --only ladder`"]
+    assert ladder[4] == "42.0 h on a CPU, 2 runs at once (cifar-10, cpu, fp32, full)"
     assert line(text, "## Not run yet", "| best |")[4] == "`--dry-run` measures it"
 
 
