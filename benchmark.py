@@ -4,43 +4,65 @@
     python benchmark.py train            # training steps of whole networks, beside plain ones; about fifteen
     python benchmark.py infer            # the same without gradients; about fifteen
     python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five
+    python benchmark.py convert          # timm's and lambda-networks' layers beside ours in their place; about ten
 
 Each with `--quick` gives an answer in about a minute. The files go to results/benchmarks/.
+
+    python benchmark.py fit FILE         # the costs of the layer's ways that a file of `layer` shows; seconds
+    python benchmark.py parameters       # parameters of ImageNet λ-ResNets beside the paper's counts; seconds
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
+from acceleration.devices import describe_device, find_device
+from benchmarks import fit_costs, parameter_table
+from benchmarks.converted import benchmark_convert
 from benchmarks.layer import benchmark_layer
 from benchmarks.measuring import write_report
 from benchmarks.network import benchmark_infer, benchmark_train
 from benchmarks.scaling import benchmark_scaling, plot
 from command_line.errors import InputError, Parser, one_line_errors
-from model_preparation import describe_device, find_device
 
 BENCHMARKS = {
     "layer": benchmark_layer,
     "train": benchmark_train,
     "infer": benchmark_infer,
     "scaling": benchmark_scaling,
+    "convert": benchmark_convert,
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark that the command line names."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--quick", action="store_true", help="a few rows, in about a minute")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    """Run the benchmark, or make the table, that the command line names."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name in BENCHMARKS:
+        command = commands.add_parser(name)
+        command.add_argument("--quick", action="store_true", help="a few rows, in about a minute")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    fit = commands.add_parser("fit", description=fit_costs.__doc__, formatter_class=raw)
+    fit.add_argument("file", type=Path, help="what `benchmark.py layer` has written")
+    commands.add_parser("parameters", description=parameter_table.__doc__, formatter_class=raw)
     arguments = parser.parse_args(argv)
-    device = choose_device(arguments.device)
+    if arguments.command == "fit":
+        fit_costs.print_costs(arguments.file)
+    elif arguments.command == "parameters":
+        parameter_table.print_table()
+    else:
+        measure(arguments.command, arguments.quick, choose_device(arguments.device))
+
+
+def measure(benchmark: str, quick: bool, device: torch.device) -> None:
+    """Run a benchmark, and write what it has found."""
     torch.manual_seed(0)
-    content = BENCHMARKS[arguments.benchmark](device, arguments.quick)
-    name = arguments.benchmark + ("-quick" if arguments.quick else "")
-    command = f"python benchmark.py {name.replace('-', ' --')}"
-    path = write_report(name, command, device, content)
-    if arguments.benchmark == "scaling":
+    content = BENCHMARKS[benchmark](device, quick)
+    name = benchmark + ("-quick" if quick else "")
+    path = write_report(name, f"python benchmark.py {name.replace('-', ' --')}", device, content)
+    if benchmark == "scaling":
         plot(content, describe_device(device), path.with_suffix(".svg"))
     print(f"\nPeak memory: {content['memory']}.\nWritten to {path}")
 

@@ -19,13 +19,13 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from acceleration.devices import choose_precision, find_device
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import project_path
 from evidence.estimates import dry_run
 from evidence.processes import carry_out_all
 from evidence.questions import EXPERIMENTS
 from evidence.runs import FIELDS, FOLDER, NAMES, Conditions, Run
-from model_preparation import choose_precision, find_device
-from user_input import project_path
 
 
 def main(argv: list[str] | None = None) -> int:

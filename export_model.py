@@ -20,7 +20,8 @@ from torch.export import Dim, ExportedProgram
 
 from acceleration.fast_layers import folded
 from command_line.errors import InputError, Parser, one_line_errors
-from lambda_layer import LambdaLayer, Way, choose_way
+from lambda_layer import LambdaLayer
+from lambda_ops.rule import Way, choose_way
 from run_state.run_folder import shown
 from run_state.trained_network import Classifier, TrainedNetwork, load_network
 

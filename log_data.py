@@ -24,15 +24,17 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from acceleration.devices import describe_device
 from acceleration.distributed import launch, size
+from command_line.paths import PROJECT
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
-from model_preparation import Training, describe_device, learning_rates
+from model_preparation import Training, learning_rates
 from nntest import Evaluation
 from run_state.checkpoints import RunState, write_atomically
 from run_state.confusion import as_csv, as_figure
-from run_state.run_folder import CONFIG, LOG, METRICS, next_number, writing
-from user_input import FREE_ON_RESUME, PROJECT, UserInput
+from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
+from user_input import FREE_ON_RESUME, UserInput
 
 CONFUSION = Path("confusion")
 PREDICTIONS = "predictions"
@@ -70,7 +72,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
     """All that it takes to repeat a run, or to use its network elsewhere: the content of config.json."""
     return {
         "id": uuid.uuid4().hex,  # by which a run knows its own checkpoints
-        "number": next_number(args),
+        "number": next_number(group_folder(args.runs_path, args.model)),
         "launch": launch(),  # by which torchrun's restarted workers know their run
         "processes": size(),
         "command": args.command(),
@@ -197,7 +199,8 @@ class RunLog:
         parts = {"labels": tests["test"].labels}
         parts |= {PREDICTED[name]: test.predicted for name, test in tests.items() if name in PREDICTED}
         content = io.BytesIO()
-        np.savez_compressed(content, **{name: part.numpy().astype(smallest) for name, part in parts.items()})
+        arrays: dict[str, Any] = {name: part.numpy().astype(smallest) for name, part in parts.items()}
+        np.savez_compressed(content, **arrays)
         folder = self.folder / PREDICTIONS
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -217,7 +220,7 @@ class RunLog:
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
         with writing(self.folder):
-            self.tensorboard.file_writer.add_summary(self._hparams()[2])
+            self._add(self._hparams()[2])
             self.tensorboard.flush()
 
     def _plot(self, row: dict[str, Any]) -> None:
@@ -238,7 +241,12 @@ class RunLog:
         charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
         board.add_custom_scalars({"training and test": charts})
         for summary in self._hparams()[:2]:
-            board.file_writer.add_summary(summary)
+            self._add(summary)
+
+    def _add(self, summary: Any) -> None:
+        writer = self.tensorboard.file_writer
+        assert writer is not None  # before it is closed
+        writer.add_summary(summary)
 
     def _hparams(self) -> tuple[Any, Any, Any]:
         """Columns, start and end of the run's row: settings that say something, and the last values of the scalars."""

@@ -22,28 +22,28 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acceleration.devices import enough_memory, find_device, peak_memory, reset_peak_memory, set_determinism
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
 from command_line.errors import InputError, one_line_errors
 from data_preprocessing import Data, load_data
 from log_data import NoLog, RunLog, start_config
-from model_preparation import (
-    MakeModel,
-    Training,
-    build_model,
-    enough_memory,
-    find_device,
-    learning_rates,
-    peak_memory,
-    prepare_training,
-    reset_peak_memory,
-    set_determinism,
-)
+from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
 from nntest import Evaluation, evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint, save_checkpoint
 from run_state.interruption import StopRequest
-from run_state.run_folder import best_file, find_launched, find_run, has_checkpoint, locked, make_run_folder, shown
-from user_input import UserInput, load_user_input
+from run_state.resumption import load_settings
+from run_state.run_folder import (
+    best_file,
+    find_launched,
+    find_run,
+    group_folder,
+    has_checkpoint,
+    locked,
+    make_run_folder,
+    shown,
+)
+from user_input import UserInput
 
 # Of each further test in an epoch, its keys in the epoch's row: loss and top-1
 ROW_KEYS = {
@@ -120,9 +120,10 @@ def open_folder(args: UserInput) -> Path:
 
     A run goes on where its settings say so, and where torchrun has restarted the workers that began it.
     """
+    group = group_folder(args.runs_path, args.model)
     if args.resume is not None:
-        return find_run(args)
-    return (find_launched(args, launch()) if restarts() else None) or make_run_folder(args)
+        return find_run(group, args.resume_path)
+    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args.initial_lr)
 
 
 def begin_or_resume(
@@ -266,7 +267,7 @@ def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
 if __name__ == "__main__":
     with world(), one_line_errors():
         try:
-            outcome = main(on_main(load_user_input))
+            outcome = main(on_main(load_settings))
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell reports an end by SIGINT
     sys.exit(0 if outcome.stopped_by is None else 128 + outcome.stopped_by)

@@ -1,14 +1,9 @@
-"""Model, optimizer, loss, schedule and device of a run, and their state for a checkpoint."""
+"""Model, optimizer, loss and schedule of a run, and their state for a checkpoint."""
 
 import math
-import os
-import platform
-import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.resnet import ResNet
 
-from acceleration.distributed import is_main, local_rank, size
+from acceleration.devices import PRECISIONS, choose_precision
+from acceleration.distributed import is_main, size
 from acceleration.fast_layers import keep_freed_memory, quicken
 from acceleration.sync_batch_norm import synchronise
-from command_line.errors import InputError, summary
+from command_line.errors import summary
 from data_preprocessing import class_count
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
@@ -30,11 +26,6 @@ from user_input import UserInput
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
 # The settings and the number of classes -> a network: (b, 3, s, s) normalised images -> (b, classes) logits
 MakeModel = Callable[[UserInput, int], nn.Module]
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-# what PyTorch's errors say: of a GPU, of a CPU, and of a size beyond any memory
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
 
 
 @dataclass
@@ -185,21 +176,22 @@ def prepare_training(
     if args.average != "none":
         training.average, training.averaged_from = make_average(args, model)
     if args.compile:
-        training.parallel = compile_or_say_why(training, args)
+        training.parallel = compile_or_say_why(training, args.batch_size // size(), args.image_size)
     if size() > 1:
         training.parallel = average_gradients(training.parallel)
     return training
 
 
-def compile_or_say_why(training: Training, args: UserInput) -> nn.Module:
+def compile_or_say_why(training: Training, images: int, side: int) -> nn.Module:
     """The model compiled by `torch.compile`, or, with a line that says so, the model itself where that fails.
 
-    One step on blank images finds out, before anything of the run is written; it leaves the model as it was.
+    One step on so many blank images of that side finds out, before anything of the run is written; it leaves the model
+    as it was.
     """
     model = training.model
     compiled: Any = torch.compile(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    pixels = torch.zeros(args.batch_size // size(), 3, args.image_size, args.image_size, device=training.device)
+    pixels = torch.zeros(images, 3, side, side, device=training.device)
     try:
         with training.autocast():
             logits = compiled(pixels.contiguous(memory_format=torch.channels_last))
@@ -283,112 +275,6 @@ def learning_rate_factor(done: int, epochs: int, warmup_epochs: int, schedule: s
         return 1.0 + (peak - 1.0) * done / max(1, warmup - ends_on_peak)
     ahead = 1 if schedule == "study" else 0
     return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warmup + ahead) / max(1, total - warmup)))
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes cuda where there is one, else mps, else the CPU.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("another kind of device")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
-        there = ["cpu"]
-        there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"device: {name} is not there; this machine has {', '.join(there)}") from error
-    if size() > 1:
-        _check_own_device(device)
-    return device
-
-
-def _check_own_device(device: torch.device) -> None:
-    """Of several processes each needs a GPU of its own, which `cuda` without a number means, or the CPU."""
-    if device.type == "mps" or device.index is not None:
-        raise InputError(f"device: {size()} processes cannot share {device}; take cuda, cpu or auto")
-    if device.type == "cuda" and local_rank() >= torch.cuda.device_count():
-        raise InputError(f"device: more processes than GPUs; this machine has {torch.cuda.device_count()}")
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; `auto` takes bf16 or fp16 where a GPU has units for it, else fp32.
-
-    Raises:
-        InputError: fp16 on a device that cannot scale losses.
-    """
-    if name == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if name == "fp16" and device.type != "cuda":
-        raise InputError(f"precision: fp16 needs a CUDA GPU, and the device is {device.type}; take bf16, fp32 or auto")
-    return name
-
-
-def set_determinism(deterministic: bool) -> None:
-    """Deterministic algorithms throughout, or the fastest ones that cuDNN finds by trying."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read at its first use
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-@contextmanager
-def enough_memory() -> Iterator[None]:
-    """Tell in one line that settings take more memory than there is.
-
-    Raises:
-        InputError: in place of PyTorch's error.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
-            raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"batch_size: these settings take more memory than there is ({reason}); lower batch_size or image_size, "
-            "take a smaller network, or set memory_gib 0 to read the images from disk"
-        ) from error
-
-
-def describe_device(device: torch.device) -> str:
-    """The device as a person names it, such as `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 threads`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "mps":
-        return f"{platform.machine()} MPS"
-    try:
-        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # not Linux
-        names = []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Begin a new measurement, where the device can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was in use on the device so far; on the CPU, the most that the process held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

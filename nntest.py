@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from acceleration.distributed import all_sum, hide_bar, share_buffers
-from data_preprocessing import Loader, OrderedLoader, mix, shares
+from data_sources.batches import Loader, OrderedLoader, mix, shares
 from model_preparation import Training, count_correct
 
 REESTIMATED_ON = 100  # batches from which the batch norms of averaged weights take their statistics

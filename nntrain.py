@@ -11,7 +11,7 @@ from tqdm import tqdm
 from acceleration.cuda_graph import replayed_or_say_why
 from acceleration.distributed import all_max, all_sum, hide_bar, is_main
 from command_line.errors import InputError
-from data_preprocessing import Loader
+from data_sources.batches import Loader
 from model_preparation import Training, count_correct
 
 NEVER = 2**31 - 1  # the number of a step that does not come

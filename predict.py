@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from command_line.errors import InputError, Parser, one_line_errors
-from data_preprocessing import IMAGE_FORMATS
+from data_sources.images import IMAGE_FORMATS
 from run_state.trained_network import TrainedNetwork, load_network
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from command_line.errors import InputError, Parser, one_line_errors
+from command_line.paths import PROJECT
 from evidence import conclusions, sources, tables
 from evidence.analysis import Answer, Network
 from evidence.drawings import draw
@@ -20,7 +21,6 @@ from evidence.estimates import estimated
 from evidence.logs import Chapter, Remarks, read_logs
 from evidence.questions import EXPERIMENTS
 from evidence.runs import FOLDER, NAMES, Conditions
-from user_input import PROJECT
 
 RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "results/figures", "docs/conclusions.md"
 INTRODUCTION = """# Results
@@ -100,7 +100,7 @@ def section(answer: Answer, folder: Path) -> str:
         parts.append(tables.choices(answer))
     else:
         parts += [counted(answer), tables.results(answer), tables.each_seed(answer)]
-        parts += [tables.differences(answer, "test"), tables.verdicts(answer.test), tables.equivalences(answer.test)]
+        parts += [tables.differences(answer, "test"), tables.verdicts(answer), tables.equivalences(answer.test)]
         parts += [tables.differences(answer, "train"), tables.sample_size(answer)]
     parts += draw(answer, folder, FIGURES)
     parts.append(tables.times(answer))

@@ -3,6 +3,8 @@
 A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(50)` and gives the same output.
 """
 
+from collections.abc import Callable, Sequence
+
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -17,7 +19,7 @@ DEPTHS = {
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "compact", "cifar")  # the map that enters c2 is a quarter of the image's side, a half, the whole
 
 
 def build_resnet(
@@ -28,16 +30,22 @@ def build_resnet(
     zero_init_residual: bool = True,
     groups: int = 1,
     width_per_group: int = 64,
+    norm_layer: Callable[[int], nn.Module] | None = None,
+    replace_stride_with_dilation: Sequence[bool] | None = None,
 ) -> ResNet:
     """A ResNet of bottlenecks: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
         depth: one of `DEPTHS`.
         num_classes: number of logits.
-        stem: `imagenet` (7×7 with stride 2, then a max pool with stride 2) or `cifar` (3×3 with stride 1, no pool).
+        stem: `imagenet` (7×7 with stride 2, then a max pool with stride 2), `compact` (3×3 with stride 2, no pool) or
+            `cifar` (3×3 with stride 1, no pool).
         zero_init_residual: start the last batch norm of every residual branch at γ = 0 (Goyal et al., 2017).
         groups: groups of the 3×3 convolutions (ResNeXt: 32).
         width_per_group: channels of a group in stage c2 (wide ResNet: 128 with one group; ResNeXt-50 32×4d: 4).
+        norm_layer: makes the norm of so many channels; by default `nn.BatchNorm2d`.
+        replace_stride_with_dilation: for each of c3, c4 and c5, whether its stride becomes a dilation, as in
+            segmentation.
 
     Raises:
         ValueError: no such depth or stem.
@@ -53,9 +61,11 @@ def build_resnet(
         zero_init_residual=zero_init_residual,
         groups=groups,
         width_per_group=width_per_group,
+        norm_layer=norm_layer,
+        replace_stride_with_dilation=list(replace_stride_with_dilation or [False] * 3),
     )
-    if stem == "cifar":
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    if stem != "imagenet":
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2 if stem == "compact" else 1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
@@ -64,8 +74,8 @@ def build_resnet(
 def stage_sizes(image_size: tuple[int, int], stem: str) -> list[tuple[int, int]]:
     """Height and width of the map that enters each of the stages c2 to c5; the first bottleneck may halve it."""
     size = image_size
-    if stem == "imagenet":
-        size = halve(halve(size))  # the convolution, then the pool
+    for _ in range({"imagenet": 2, "compact": 1, "cifar": 0}[stem]):  # the convolution, then the pool
+        size = halve(size)
     sizes = [size, size]  # c2 keeps the size, and so gives c3 what it got
     while len(sizes) < 4:
         size = halve(size)

@@ -3,19 +3,23 @@
 A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
 
     model = resnet50_lambda(stages="CCLL", image_size=224, num_classes=1000)
+    model = resnet50_lambda(image_size=32, num_classes=10, weights="weights.pt")  # torch.save(model.state_dict(), …)
 
 `resnet26_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torchvision.models.resnet import ResNet
 
-from lambda_layer import LambdaLayer
+from lambda_layer import LambdaLayer, resized_embedding
 from resnet import build_resnet, halve, stage_sizes
 
 
@@ -40,51 +44,165 @@ def build_lambda_resnet(
     scope: int | None = None,
     position: str = "relative",
     content: bool = True,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    resize_weights: bool = False,
     **resnet_options: Any,
 ) -> ResNet:
     """A λ-ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
-        depth, stem, resnet_options: as for `resnet.build_resnet`.
+        depth, stem, resnet_options: as for `resnet.build_resnet`. Where a stride is replaced with a dilation, a local
+            scope grows so as to reach as far as it would.
         stages: `C` or `L` for each of the stages c2 to c5.
         image_size: side, or height and width, of the images; the largest, for a global position context.
         share_embeddings: one position embedding for all the layers of a stage.
         key_depth, heads, intra_depth, scope, position, content: as for `LambdaLayer`.
+        weights: what the network starts from: a state dict of the same network, or a file of one, of which no code
+            is run; by default it is drawn anew.
+        resize_weights: interpolate the position embeddings of weights that were trained at another image size.
+
+    With `zero_init_residual=False`, a network that has not been trained yet may overflow in evaluation mode: a lambda
+    layer is quadratic in its input, and the running statistics that hold its scale are still 0 and 1.
 
     Raises:
-        ValueError: no such stage word, or a setting that `build_resnet` or `LambdaLayer` refuses.
+        ValueError: no such stage word, a setting that `build_resnet` or `LambdaLayer` refuses, or weights that cannot
+            be read or are another network's.
     """
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
     model = build_resnet(depth, stem=stem, **resnet_options)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = stage_sizes((image_size, image_size) if isinstance(image_size, int) else image_size, stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
-    layers = (model.layer1, model.layer2, model.layer3, model.layer4)
-    for letter, layer, entering in zip(stages, layers, stage_sizes(size, stem), strict=True):
+    for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
+        strided = stage[0].conv2.stride != (1, 1)
         if letter == "L":
-            _put_lambdas(layer, entering, share_embeddings, {**options, "heads": heads, "content": content})
+            _put_lambdas(stage, size, share_embeddings, {**options, "heads": heads, "content": content})
+        size = halve(size) if strided else size
+    if weights is not None:
+        state = weights if isinstance(weights, Mapping) else _read(weights)
+        _load(model, _resized(model, state) if resize_weights else state)
     return model
 
 
 def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, options: dict[str, Any]) -> None:
     """Replace the 3×3 convolution of every bottleneck of a stage that is entered with maps of `size`."""
-    shared: dict[tuple[int, int], nn.Parameter | None] = {}
+    shared: dict[tuple[Any, ...], nn.Parameter | None] = {}
     entering = size
     for bottleneck in stage:
         convolution: Any = bottleneck.conv2
-        strided = convolution.stride != (1, 1)
+        strided, scope = convolution.stride != (1, 1), options["scope"]
+        if scope is not None:  # as far as a window of so many taps with the convolution's dilation
+            scope = (scope - 1) * convolution.dilation[0] + 1
         # the middle of a relative table serves the smaller maps of a stage; an absolute one serves its own size alone
         table = entering if share and options["position"] == "relative" else size
         bottleneck.conv2 = (PooledLambdaLayer if strided else LambdaLayer)(
             convolution.in_channels,
             convolution.out_channels,
             input_size=table,
-            embedding=shared.get(table),
-            **options,
+            embedding=shared.get((table, scope)),
+            **{**options, "scope": scope},
         )
         if share:
-            shared[table] = bottleneck.conv2.embedding
+            shared[table, scope] = bottleneck.conv2.embedding
         size = halve(size) if strided else size
+
+
+@torch.no_grad()
+def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim.Optimizer | None = None) -> nn.Module:
+    """Make every lambda layer of a network fit another image size, in place, by interpolating global embeddings.
+
+    One blank image (1, 3, height, width) goes through the network in evaluation mode and shows each layer its map. The
+    parameters stay the same objects; a shared one is resized once, to the first of the maps that it serves, which is
+    the largest of its stage.
+
+    Args:
+        optimizer: one that has the network's parameters: what it keeps of a resized one is forgotten, so that it goes
+            on as with a new parameter.
+
+    Raises:
+        ValueError: layers share an embedding that cannot serve both their maps.
+    """
+    resized: dict[int, tuple[int, ...]] = {}
+
+    def fit(layer: LambdaLayer, inputs: tuple[Tensor]) -> None:
+        embedding, size = layer.embedding, tuple(inputs[0].shape[2:])
+        if embedding is None or layer.scope is not None:
+            return
+        before = embedding.shape
+        layer.resize_embedding(resized.setdefault(id(embedding), size))  # the layer refuses what does not cover its map
+        if optimizer is not None and embedding.shape != before:
+            optimizer.state.pop(embedding, None)
+
+    layers = [module for module in model.modules() if isinstance(module, LambdaLayer)]
+    hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    like = next(model.parameters())
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    try:
+        model.eval()(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return model
+
+
+def _resized(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict with its global embeddings at the model's sizes."""
+    state = dict(state)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LambdaLayer) or layer.embedding is None or layer.input_size is None or layer.scope:
+            continue
+        key = f"{name}.embedding"
+        given = state.get(key)
+        if isinstance(given, Tensor) and given.dim() == 4 and given.shape != layer.embedding.shape:
+            old = _input_size(given, layer.position, key)
+            state[key] = resized_embedding(given, old, layer.input_size, layer.position)
+    return state
+
+
+def _input_size(embedding: Tensor, position: str, key: str) -> tuple[int, int]:
+    """The map that a global embedding was made for; an absolute one does not tell its sides: it is taken for square."""
+    if position == "relative":
+        return (embedding.shape[2] + 1) // 2, (embedding.shape[3] + 1) // 2
+    side = math.isqrt(len(embedding))
+    if side**2 != len(embedding):
+        raise ValueError(f"weights do not fit: {key} has {len(embedding)} positions, which are no square map")
+    return side, side
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The state dict of a file, on the CPU."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is missing, damaged or none of PyTorch's fails in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights: {path} cannot be read ({type(error).__name__}: {reason})") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"weights: {path} holds a {type(state).__name__}; it must hold a state dict")
+    return state
+
+
+def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put every tensor of a state dict into the model, which has to have the same keys and shapes."""
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    faults = {
+        "missing": [key for key in own if key not in given],
+        "not of this network": [key for key in given if key not in own],
+        "of another shape": [
+            f"{key} {given[key]}, not {shape}" for key, shape in own.items() if given.get(key, shape) != shape
+        ],
+    }
+    if any(faults.values()):
+        found = [f"{len(keys)} {fault} ({_some(keys)})" for fault, keys in faults.items() if keys]
+        raise ValueError(f"weights do not fit: {'; '.join(found)}")
+    model.load_state_dict(dict(state), strict=True)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:

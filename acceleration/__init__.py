@@ -1,1 +1,1 @@
-"""What makes training faster and changes no result: fast layers, CUDA graphs, several processes."""
+"""The machine: its devices, and what makes training faster on them and changes no result."""

@@ -8,12 +8,12 @@ changed is put back: the run begins as if there had been none.
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
 from command_line.errors import summary
-from model_preparation import Training
 
 WARM_UP = 3  # steps before the recording: cuDNN tries its kernels, the optimizer makes its state
 # of the way that two steps go, between their end and that of their replays: a recording that takes no notice of the
@@ -24,8 +24,24 @@ OTHER_RATE = 2.0  # times the learning rate, which comes back from it without ro
 Take = Callable[[Tensor, Tensor], None]  # a step on images (b, 3, s, s) and labels (b,)
 
 
+class StepState(Protocol):
+    """What a step changes, beside counters of its own."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> optim.Optimizer: ...
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
 def replayed_or_say_why(
-    take: Take, training: Training, counters: Sequence[Tensor], pixels: Tensor, labels: Tensor
+    take: Take, training: StepState, counters: Sequence[Tensor], pixels: Tensor, labels: Tensor
 ) -> Take:
     """What replays `take` on batches of the shape of this one; `take` itself, and a line, where that does not work.
 
@@ -83,7 +99,7 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
 class Snapshot:
     """All that a step changes, to be put back in place."""
 
-    def __init__(self, training: Training, counters: Sequence[Tensor]) -> None:
+    def __init__(self, training: StepState, counters: Sequence[Tensor]) -> None:
         self.training, self.counters = training, counters
         self.kept = {id(tensor): tensor.detach().clone() for tensor in self._changing()}
         self.scaler = training.scaler.state_dict()
@@ -134,11 +150,11 @@ def _compare(take: Take, replay: Take, before: Snapshot, pixels: Tensor, labels:
             raise RuntimeError(f"its replay takes the {name} {apart:.2g} away from where steps take them, {way:.2g}")
 
 
-def _rates(training: Training) -> list[float]:
+def _rates(training: StepState) -> list[float]:
     return [float(group["lr"]) for group in training.optimizer.param_groups]
 
 
-def _put_rates_on_device(training: Training) -> None:
+def _put_rates_on_device(training: StepState) -> None:
     """Where a replay reads them, and where the schedule writes them from now on."""
     for group, rate in zip(training.optimizer.param_groups, _rates(training), strict=True):
         group["lr"] = torch.tensor(rate, device=training.device)
@@ -146,7 +162,7 @@ def _put_rates_on_device(training: Training) -> None:
             group["capturable"] = True
 
 
-def _put_rates_back(training: Training, rates: Sequence[float]) -> None:
+def _put_rates_back(training: StepState, rates: Sequence[float]) -> None:
     for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
         if "capturable" in group:

@@ -26,6 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from command_line import errors
+
 Value = TypeVar("Value")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
 TELL_SECONDS = 10.0  # that a process waits for another to tell an error before it does so itself
@@ -48,6 +50,7 @@ def world() -> Iterator[None]:
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())  # which `cuda` without a number means
     store, number, count = next(dist.rendezvous("env://"))
     _store = dist.PrefixStore(f"attempt {restarts()}", store)  # torchrun may keep the store of the killed workers
+    errors.tell = tell_once
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=_store, rank=number, world_size=count)
     try:

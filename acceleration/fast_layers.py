@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
-from lambda_layer import linear
+from lambda_ops.linear import linear
 
 
 class FastConv2d(nn.Conv2d):

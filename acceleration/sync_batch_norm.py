@@ -25,6 +25,11 @@ class AllReduce(torch.autograd.Function):
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    running_mean: Tensor  # this and the next three may be None in PyTorch's class, and are not in any network here
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     @torch.compiler.disable  # the compiler cannot look into a collective; it goes on behind it
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, …), in training as many from every process -> the same shape, type and memory format."""
@@ -57,7 +62,10 @@ class SyncBatchNorm2d(_SyncBatchNorm, nn.BatchNorm2d):
     """`nn.BatchNorm2d` over all processes, on the CPU."""
 
 
-SYNCHRONISED = {nn.BatchNorm1d: SyncBatchNorm1d, nn.BatchNorm2d: SyncBatchNorm2d}
+SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SyncBatchNorm1d,
+    nn.BatchNorm2d: SyncBatchNorm2d,
+}
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:

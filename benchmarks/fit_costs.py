@@ -1,14 +1,13 @@
-"""Fits the costs by which `lambda_layer.py` chooses among its ways to the timings of `benchmark.py layer`.
+"""Fits the costs by which `lambda_ops/rule.py` chooses among its ways to the timings of `benchmark.py layer`.
 
-    python -m benchmarks.fit_costs results/benchmarks/layer-<device>-<versions>.json
+    python benchmark.py fit results/benchmarks/layer-<device>-<versions>.json
 
-prints the two lines of `lambda_layer.COSTS` for that device, and how the rule would choose by them, and by those that
-are there now. A time is taken for the sum of what the shape costs whichever way is taken (projections, norms, content)
+prints the two lines of `COSTS` for that device, and how the rule would choose by them, and by those that are there now.
+A time is taken for the sum of what the shape costs whichever way is taken (projections, norms, content)
 and of the way's units of work, each at its cost: all of them at least nought, by least squares of the relative errors,
 in which a way counts less the slower it is beside the shape's fastest.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.layer import MEASURED, Case
-from command_line.errors import InputError, Parser, one_line_errors
-from lambda_layer import COSTS, Costs, Way, cost
+from command_line.errors import InputError
+from lambda_ops.rule import COSTS, Costs, Way, cost
 
 UNITS = Costs(*np.eye(len(Costs._fields)))  # a cost that is linear in these has the units of work for its value
 NOT_WAYS = ("chosen", "einsum", "conv3d")
@@ -33,17 +32,18 @@ class Timed(NamedTuple):
     milliseconds: float
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Fit to the file that the command line names."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="what `benchmark.py layer` has written")
-    path = parser.parse_args(argv).file
+def print_costs(path: Path) -> None:
+    """Fit to a file that `benchmark.py layer` has written.
+
+    Raises:
+        InputError: it is none.
+    """
     cases, device = read(path)
     for name, backward in MEASURED.items():
         timed = timings(cases, name)
         fitted = fit(timed)
         print(f"    ({device!r}, {backward}): Costs({', '.join(f'{value:g}' for value in fitted)}),")
-        for words, costs in (("by these", fitted), ("by lambda_layer.py", COSTS[device, backward])):
+        for words, costs in (("by these", fitted), ("by lambda_ops/rule.py", COSTS[device, backward])):
             ratios = chosen_to_best(timed, costs)
             worst = f"{max(ratios):.2f}; above 1.1 for {sum(ratio > 1.1 for ratio in ratios)} of {len(ratios)} shapes"
             print(f"        {words}, chosen / fastest way: worst {worst}")
@@ -96,8 +96,3 @@ def chosen_to_best(timed: list[Timed], costs: Costs) -> list[float]:
         chosen = min(ways, key=lambda entry: float(entry.work @ np.asarray(costs)))
         ratios.append(chosen.milliseconds / min(entry.milliseconds for entry in ways))
     return ratios
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()

@@ -12,6 +12,7 @@ next call, as training does.
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 
 from acceleration.fast_layers import keep_freed_memory
 from benchmarks.measuring import MEMORY_HOW, measure, peak_memory
-from lambda_layer import COSTS, LambdaLayer, Size, Tiling, Way, choose_way, cost
+from lambda_layer import LambdaLayer
+from lambda_ops.rule import COSTS, Way, choose_way, cost
+from lambda_ops.sizes import Size
+from lambda_ops.tiles import Tiling
 
 
 class Case(NamedTuple):
@@ -66,6 +70,10 @@ class PlainLambda(nn.Module):
         super().__init__()
         self.layer = layer
 
+    def position(self, query: Tensor, value: Tensor, size: list[int]) -> Tensor:
+        """Queries (b, h, k, n) and values (b, v, u, n) -> the position output (b, h, v, n)."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         layer, (b, _, *size) = self.layer, x.shape
         h, k, v, u = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
@@ -81,12 +89,18 @@ class PlainLambda(nn.Module):
         return y.reshape(b, h * v, *size)
 
 
+def relative_embedding(layer: LambdaLayer) -> Tensor:
+    """(k, u, *scope), which every layer that is timed here has."""
+    assert layer.embedding is not None
+    return layer.embedding
+
+
 class EinsumLambda(PlainLambda):
     def __init__(self, layer: LambdaLayer, case: Case) -> None:
         super().__init__(layer)
         size, scope, *_, u = case.rule_arguments(layer)
         with torch.no_grad():
-            table = layer.embedding
+            table = relative_embedding(layer)
             middle = [(have - need) // 2 for have, need in zip(table.shape[2:], scope, strict=True)]
             table = table[:, :, middle[0] :, middle[1] :][:, :, : scope[0], : scope[1]]
             expanded = Tiling(size, size, scope).expand(table)  # (n, m·u, k)
@@ -99,7 +113,7 @@ class EinsumLambda(PlainLambda):
 
 class Conv3dLambda(PlainLambda):
     def position(self, query: Tensor, value: Tensor, size: list[int]) -> Tensor:
-        table = self.layer.embedding.unsqueeze(2)  # (k, u, 1, r, r)
+        table = relative_embedding(self.layer).unsqueeze(2)  # (k, u, 1, r, r)
         padding = (0, *(r // 2 for r in table.shape[3:]))
         position_lambda = F.conv3d(value.transpose(1, 2).unflatten(3, size), table, padding=padding)
         return torch.einsum("bhkn,bkvn->bhvn", query, position_lambda.flatten(3))
@@ -108,13 +122,13 @@ class Conv3dLambda(PlainLambda):
 def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, Callable], dict[str, str]]:
     """(name: function of a gradient switch; name: why it is left out)"""
     layer = case.layer().to(device)
-    size, _, *depths = arguments = case.rule_arguments(layer)
-    _, k, v, u = depths
+    size, _, _, k, v, u = arguments = case.rule_arguments(layer)
     n = math.prod(size)
     kind = device.type
     chosen = chosen_ways(arguments, kind)
     estimated = lambda way, backward: cost(way, *arguments, costs=COSTS[kind, backward])  # noqa: E731
-    modules, left_out = {"chosen": layer}, {}
+    modules: dict[str, nn.Module] = {"chosen": layer}
+    left_out: dict[str, str] = {}
     for way in sorted({*forced_ways(size), *chosen.values()}):
         times = min(
             estimated(way, backward) / estimated(chosen[measured], backward) for measured, backward in MEASURED.items()
@@ -128,8 +142,9 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
         left_out["einsum"] = f"{products * n / 1e9:.1f} G products, E of {n * n * k * u / 2**18:.0f} MiB"
     else:
         modules["einsum"] = EinsumLambda(layer, case).to(device)
-    if products * math.prod(layer.embedding.shape[2:]) > MOST_PRODUCTS[kind]:
-        left_out["conv3d"] = f"{products * math.prod(layer.embedding.shape[2:]) / 1e9:.1f} G products"
+    table = math.prod(relative_embedding(layer).shape[2:])
+    if products * table > MOST_PRODUCTS[kind]:
+        left_out["conv3d"] = f"{products * table / 1e9:.1f} G products"
     else:
         modules["conv3d"] = Conv3dLambda(layer)
     x = torch.randn(batch, case.dim, *size, device=device)
@@ -141,7 +156,7 @@ def chosen_ways(arguments: tuple, device: str) -> dict[str, Way]:
     return {name: choose_way(*arguments, device=device, backward=backward) for name, backward in MEASURED.items()}
 
 
-def forced_ways(size: tuple[int, int]) -> list[Way]:
+def forced_ways(size: Size) -> list[Way]:
     height, width = size
     tiles = {(2, 4), (4, 4), (1, width), (2, width), (height, width)}
     tiled = [Way(name, tile) for name in ("attention", "lambda") for tile in sorted(tiles)]
@@ -189,9 +204,9 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
         batch = max(2, POSITIONS[device.type] // case.side**2)
         functions, left_out = layer_rows(case, device, batch)
         budget = BUDGET / 4 if quick else BUDGET
-        both = measure({name: lambda f=f: f(True) for name, f in functions.items()}, device, budget)
-        forward = measure({name: lambda f=f: f(False) for name, f in functions.items()}, device, budget / 3)
-        memory = {name: peak_memory(lambda f=f: f(True), device) for name, f in functions.items()}
+        both = measure({name: partial(f, True) for name, f in functions.items()}, device, budget)
+        forward = measure({name: partial(f, False) for name, f in functions.items()}, device, budget / 3)
+        memory = {name: peak_memory(partial(f, True), device) for name, f in functions.items()}
         arguments = case.rule_arguments(case.layer())
         result = {
             **case._asdict(),

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from model_preparation import describe_device
-from user_input import PROJECT
+from acceleration.devices import describe_device
+from command_line.paths import PROJECT
 
 FOLDER = PROJECT / "results" / "benchmarks"
 MEMORY_HOW = {

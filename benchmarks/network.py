@@ -22,12 +22,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acceleration.devices import PRECISIONS
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
-from benchmarks.reference_networks import build_plain_resnet, build_study_lambda_resnet
-from data_preprocessing import AugmentedLoader, Batch, Normalisation, PlainLoader
+from benchmarks.reference_networks import build_plain_resnet, build_plain_study_network
+from data_preprocessing import AugmentedLoader
+from data_sources.batches import Batch
+from data_sources.in_memory import PlainLoader
+from data_sources.normalisation import Normalisation
 from LabelSmoothing import LabelSmoothing
-from model_preparation import PRECISIONS, Training, prepare_training
+from model_preparation import Training, prepare_training
 from nntrain import TrainingStep
 from user_input import UserInput
 
@@ -39,7 +43,7 @@ BATCH_SIZES = {"imagenet": 128, "cifar": 16}
 BUDGET = 45.0  # seconds for the turns of a group of rows; a third of it with --quick
 PLAIN = {
     "torchvision's ResNet-50": lambda stem: build_plain_resnet(stem=stem, num_classes=CLASSES),
-    "the study's λ-ResNet-50": lambda stem: build_study_lambda_resnet(
+    "the study's λ-ResNet-50": lambda stem: build_plain_study_network(
         image_size=IMAGE_SIZE, num_classes=CLASSES, stem=stem
     ),
 }

@@ -1,84 +1,37 @@
 """The benchmark's reference rows: what the study trained and what a plain user of torchvision trains.
 
-`StudyLambdaLayer` is a plain transcription of the layer that the study describes, with what was wrong in it: the map is
-reshaped (not permuted) to positions, and the values are normalised over positions (not over channels). It is here to
-be timed against, and trained only to measure what its faults cost; `lambda_layer.py` has the layer of the paper.
-
-b batch · n query positions · m context positions (all n of them) · d channels · k key depth · v value depth
-· u intra-depth · h heads
+b batch · n query positions · m context positions (all n of them) · d channels · k key depth · v value depth · h heads
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from evidence.study_network import Size, StudyLambdaLayer, build_study_lambda_resnet
 from resnet import build_resnet, halve, stage_sizes
 
-Size = tuple[int, int]  # height and width of a map
 
-
-class StudyLambdaLayer(nn.Module):
-    """The lambda layer as the study has it: (b, dim, height, width) -> (b, dim_out, height, width).
-
-    Args:
-        positions: n, the positions of the one map size that an absolute embedding serves.
-        embedding: E (n, m, k, u), where a stage shares one.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        dim_out: int,
-        positions: int,
-        embedding: nn.Parameter | None = None,
-        *,
-        key_depth: int = 16,
-        heads: int = 4,
-        intra_depth: int = 1,
-    ) -> None:
-        super().__init__()
-        self.key_depth, self.heads, self.intra_depth, self.value_depth = key_depth, heads, intra_depth, dim_out // heads
-        self.to_queries = nn.Conv2d(dim, key_depth * heads, kernel_size=1, bias=False)
-        self.to_keys = nn.Conv2d(dim, key_depth * intra_depth, kernel_size=1, bias=False)
-        self.to_values = nn.Conv2d(dim, self.value_depth * intra_depth, kernel_size=1, bias=False)
-        self.norm_queries = nn.BatchNorm2d(key_depth * heads)
-        self.norm_values = nn.BatchNorm1d(positions)
-        if embedding is None:
-            embedding = nn.Parameter(torch.randn(positions, positions, key_depth, intra_depth))
-        self.embedding = embedding
-        nn.init.normal_(self.to_queries.weight, std=(dim * key_depth) ** -0.5)
-        nn.init.normal_(self.to_keys.weight, std=dim**-0.5)
-        nn.init.normal_(self.to_values.weight, std=dim**-0.5)
+class PlainStudyLambdaLayer(StudyLambdaLayer):
+    """The study's layer as it is commonly written, with every lambda (b, n, k, v) in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, height, width = x.shape
-        n = height * width
-        k, h, u, v = self.key_depth, self.heads, self.intra_depth, self.value_depth
-        queries = self.norm_queries(self.to_queries(x)).reshape(b, n, h, k)  # mixes channels and positions, as it did
-        keys = F.softmax(self.to_keys(x).reshape(b, n, k, u), dim=1)
-        values = self.norm_values(self.to_values(x).reshape(b, n, v * u)).reshape(b, n, v, u)
-        content = torch.einsum("bmku,bmvu->bkv", keys, values)
-        position = torch.einsum("nmku,bmvu->bnkv", self.embedding, values)
-        outputs = torch.einsum("bnkv,bnhk->bnhv", content[:, None] + position, queries)
-        return outputs.reshape(b, h * v, height, width)
+        x = x.reshape(len(x), -1, self.dim)
+        query = self.toqueries(x).view(-1, self.key_depth, self.heads)
+        query = self.bn_queries(query).view(*x.shape[:2], self.key_depth, self.heads)
+        key, value = self.tokeys(x).softmax(dim=1), self.bn_values(self.tovalues(x))
+        content_lambda = torch.einsum("bmk,bmv->bkv", key, value)
+        position_lambda = torch.einsum("nmk,bmv->bnkv", self.E, value)
+        y = torch.einsum("bnkh,bnkv->bhvn", query, content_lambda.unsqueeze(1) + position_lambda)
+        return self.pool(y.reshape(len(x), self.dim, *self.size))
 
 
-def build_study_lambda_resnet(
-    depth: int = 50, *, image_size: int = 32, num_classes: int = 10, stem: str = "imagenet"
-) -> ResNet:
-    """The study's λ-ResNet: (b, 3, image_size, image_size) -> (b, num_classes); a stage's maps of one size share E."""
-    embeddings: dict[tuple[int, Size], nn.Parameter] = {}
-
-    def make_layer(dim: int, size: Size) -> StudyLambdaLayer:
-        layer = StudyLambdaLayer(dim, dim, size[0] * size[1], embeddings.get((dim, size)))
-        embeddings[dim, size] = layer.embedding
-        return layer
-
-    model = build_resnet(depth, num_classes=num_classes, stem=stem)
-    return replace_convolutions(model, make_layer, image_size=image_size, stem=stem)
+def build_plain_study_network(*, image_size: int, num_classes: int, stem: str) -> ResNet:
+    """The study's λ-ResNet-50 as it is commonly written: contiguous, no fast layers."""
+    return build_study_lambda_resnet(
+        image_size=image_size, num_classes=num_classes, stem=stem, layer=PlainStudyLambdaLayer
+    )
 
 
 def replace_convolutions(

@@ -43,12 +43,13 @@ class SelfAttention2d(nn.Module):
 
     def __init__(self, dim: int, size: tuple[int, int], heads: int = HEADS) -> None:
         super().__init__()
+        self.offset: Tensor  # (n, m)
         self.heads, (height, width) = heads, size
         self.to_queries_keys_values = nn.Linear(dim, 3 * dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(heads, (2 * height - 1) * (2 * width - 1)))
         rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
         offset = (rows - rows[:, None] + height - 1) * (2 * width - 1) + columns - columns[:, None] + width - 1
-        self.register_buffer("offset", offset, persistent=False)  # (n, m)
+        self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         b, d, height, width = x.shape

@@ -1,1 +1,1 @@
-"""How every script reads its command line and refuses bad input."""
+"""How every script reads its command line, checks what it is given, and refuses bad input."""

@@ -4,11 +4,19 @@ Every module raises `InputError` for it; every script runs inside `one_line_erro
 """
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_CODE = 2
+
+
+def _print(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+tell: Callable[[str], None] = _print  # of several processes, those of `distributed.world()` put theirs in its place
 
 
 class InputError(ValueError):
@@ -31,9 +39,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        from acceleration.distributed import tell_once  # here, so that --help need not wait for PyTorch
-
-        tell_once(f"error: {' '.join(str(error).split())}")
+        tell(f"error: {' '.join(str(error).split())}")
         raise SystemExit(EXIT_CODE) from None
 
 

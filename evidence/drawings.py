@@ -31,7 +31,7 @@ def draw(answer: Answer, folder: Path, link: str) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if digest := drawer(answer, f"{answer.name}: {answer.chapter.title}", path):
             where = f"{link}/{answer.chapter.folder}/{path.name}"
-            lines.append(f"![{caption}]({where})\n\n*{caption}.* <!-- numbers {digest} -->\n")
+            lines.append(f"![{answer.name}: {name}]({where})\n\n*{caption}.* <!-- numbers {digest} -->\n")
     return lines
 
 
@@ -46,7 +46,7 @@ def _curves(answer: Answer, place: str, path: Path) -> str:
     colours |= {comparison.title: colours[comparison.ours] for comparison in pairs}
     differences = _both(lambda part: _differences(answer, pairs, part))
     if any(differences.values()):
-        rows.append(("difference in points (−: behind)", differences, {}))
+        rows.append((figures.DIFFERENCE, differences, {}))
     if answer.repeats:
         names = {network: THE_STUDY.format(network) for network in (R, S, DIFFERENCE)}
         colours |= {names[run]: colours[label] for label, run in STUDYS_RUNS.items() if label in colours}

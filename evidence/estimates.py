@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from acceleration.devices import describe_device
 from acceleration.distributed import hide_bar
 from benchmarks.measuring import seconds
 from data_preprocessing import class_count, training_count
 from evidence.processes import state, threads
 from evidence.questions import Experiment
 from evidence.runs import Conditions, Run
-from model_preparation import describe_device, prepare_training
+from model_preparation import prepare_training
 from nntrain import TrainingStep
 from run_state.checkpoints import write_atomically
 

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
+DIFFERENCE = "difference within a seed (points)"
 GREY = "#888888"
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
@@ -113,7 +114,7 @@ def curves(rows: list[Row], colours: dict[str, str], place: str, path: Path) -> 
                 _band(axes, one, colours[name], f"{name} ({one.counts})")
             for name, one in studys.get(part, {}).items():
                 axes.plot(range(1, len(one.means) + 1), one.means, "--", color=colours[name], linewidth=1, label=name)
-            if "−" in label:
+            if label == DIFFERENCE:
                 axes.axhline(0.0, color="black", linewidth=0.8)
             axes.set_title("test images" if part == "test" else "training images", fontsize=9)
         pair[0].set_ylabel(label)
@@ -157,10 +158,11 @@ class Interval:
 @matplotlib.rc_context(STYLE)
 def intervals(panels: dict[str, dict[str, Interval]], place: str, path: Path) -> str:
     """{endpoint: {comparison: its interval}}: grey where it holds 0, blue above, vermilion below."""
-    count = max(map(len, panels.values()))
-    figure, found = plt.subplots(1, len(panels), figsize=(10, 0.45 * count + 1.7), squeeze=False, sharey="row")
+    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    figure, found = plt.subplots(1, len(panels), figsize=(10, 0.45 * len(names) + 1.7), squeeze=False, sharey="row")
     for axes, (title, rows) in zip(found[0], panels.items(), strict=True):
-        for row, one in enumerate(rows.values()):
+        for name, one in rows.items():
+            row = names.index(name)
             colour = GREY if one.holds_nought else BLUE if one.low > 0.0 else VERMILION
             axes.plot([one.wide_low, one.wide_high], [row, row], color=colour, linewidth=1, alpha=0.6)
             axes.plot([one.low, one.high], [row, row], color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
@@ -171,7 +173,6 @@ def intervals(panels: dict[str, dict[str, Interval]], place: str, path: Path) ->
         axes.axvline(0.0, color="black", linewidth=0.8)
         axes.set(title=title, xlabel="difference in points")
         axes.grid(axis="y", visible=False)
-    names = list(max(panels.values(), key=len))
     found[0][0].set_yticks(range(len(names)), names)
     found[0][0].set_ylim(len(names) - 0.5, -0.5)
     numbers = {title: {name: list(vars(one).values()) for name, one in rows.items()} for title, rows in panels.items()}

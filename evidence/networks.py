@@ -2,14 +2,16 @@
 
 Each is a function of the settings and the number of classes, as `main_general.main` takes it for `make_model`, and
 changes as little as it can of the network that the settings describe. What is wrong in the study's layer stands here
-and in `benchmarks/reference_networks.py`, never in `lambda_layer.py`.
+and in `study_network.py`, never in `lambda_layer.py`.
 
 b batch · n query positions · m context positions · d channels · k key depth · v value depth · u intra-depth · h heads
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,36 +19,20 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
-from benchmarks.reference_networks import Size, build_study_lambda_resnet, replace_convolutions
+from benchmarks.reference_networks import replace_convolutions
 from benchmarks.scaling import SelfAttention2d
-from evidence import study_network
+from evidence.study_network import Size, build_study_lambda_resnet
 from lambda_layer import LambdaLayer
 from model_preparation import MakeModel, build_model, finish_model
 from user_input import UserInput
 
 WINDOW = 7  # side of the context of local self-attention (paper, Tables 3 and 4)
 ATTENTION_HEADS = 4
+STUDYS_EMBEDDING: dict[str, Any] = {"position": "absolute", "share_embeddings": True}  # as near as settings come
 SQUEEZE = 16  # channels of a block for each one of its gate (Hu et al., 2018)
 
 
 # ---------------------------------------------------------------------------------------------------- the ladder
-
-
-class AlwaysTraining(nn.Module):
-    """A network that never leaves training mode, as the study tested: its batch norms use each test batch's statistics.
-
-    The running statistics then follow the test batches too, but nothing ever reads them.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def train(self, mode: bool = True) -> "AlwaysTraining":
-        return super().train(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
 
 class PositionNorm(nn.BatchNorm1d):
@@ -56,23 +42,45 @@ class PositionNorm(nn.BatchNorm1d):
         return super().forward(x.view(-1, self.num_features, x.shape[1])).flatten(0, 1)
 
 
-def study_layer(args: UserInput, num_classes: int) -> nn.Module:
-    """Rung 1: the layer as the study had it, tested in training mode."""
+class AcrossHeadsNorm(nn.BatchNorm1d):
+    """Batch norm over the k numbers of a query, across its heads: (b·n, h·k) -> (b·n, h·k)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(-1, self.num_features)).view_as(x)
+
+
+def study(args: UserInput, num_classes: int) -> nn.Module:
+    """Rung 0: the study's λ-ResNet, held to its own code's numbers. No setting of the layer changes it."""
     network = build_study_lambda_resnet(args.depth, image_size=args.image_size, num_classes=num_classes, stem=args.stem)
-    return AlwaysTraining(finish_model(args, network))
+    return finish_model(args, network)
 
 
-def position_norm(args: UserInput, num_classes: int) -> nn.Module:
-    """Rung 2: channels and positions kept apart; the values are still normalised over positions."""
-    network = build_model(args, num_classes)
+def mended_reshape(args: UserInput, num_classes: int) -> nn.Module:
+    """Rung 1: channels and positions are kept apart, so that the projections run over channels."""
+    network = mended_query_norm(args, num_classes)
     for layer in lambda_layers(network):
-        layer.norm_values = PositionNorm(layer.input_size[0] * layer.input_size[1])
-    return AlwaysTraining(finish_model(args, network))
+        layer.norm_queries = AcrossHeadsNorm(layer.key_depth)
+    return finish_model(args, network)
 
 
-def training_mode_test(args: UserInput, num_classes: int) -> nn.Module:
-    """Rung 3: values normalised over channels; still tested in training mode. Settings alone make the other rungs."""
-    return AlwaysTraining(build_model(args, num_classes))
+def mended_query_norm(args: UserInput, num_classes: int) -> nn.Module:
+    """Rung 2: and queries are normalised for each head and channel."""
+    network = mended_value_norm(args, num_classes)
+    for layer in lambda_layers(network):
+        layer.norm_values = PositionNorm(math.prod(layer.input_size))
+    return finish_model(args, network)
+
+
+def mended_value_norm(args: UserInput, num_classes: int) -> nn.Module:
+    """Rung 3: and values are normalised over channels. Settings alone make the rungs after it.
+
+    What is left of the study's layer is its embedding, one for each map size, whichever stages have it.
+    """
+    network = build_model(replace(args, **STUDYS_EMBEDDING), num_classes)
+    embeddings: dict[Size, nn.Parameter] = {}
+    for layer in lambda_layers(network):
+        layer.embedding = embeddings.setdefault(layer.input_size, layer.embedding)
+    return network
 
 
 def lambda_layers(network: nn.Module) -> list[LambdaLayer]:
@@ -203,19 +211,11 @@ def _changed(args: UserInput, num_classes: int, change: Callable[[LambdaLayer], 
     return network
 
 
-def study(args: UserInput, num_classes: int) -> nn.Module:
-    """The study's λ-ResNet, held to its own code's numbers."""
-    network = study_network.build_study_lambda_resnet(
-        args.depth, image_size=args.image_size, num_classes=num_classes, stem=args.stem
-    )
-    return finish_model(args, network)
-
-
 NETWORKS: dict[str, MakeModel] = {
     "study": study,
-    "study-layer": study_layer,
-    "position-norm": position_norm,
-    "training-mode-test": training_mode_test,
+    "mended-reshape": mended_reshape,
+    "mended-query-norm": mended_query_norm,
+    "mended-value-norm": mended_value_norm,
     "squeeze-excitation": squeeze_excitation,
     "self-attention": partial(with_layers, SelfAttention2d),
     "local-self-attention": partial(with_layers, LocalSelfAttention2d),

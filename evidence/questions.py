@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evidence.networks import STUDYS_EMBEDDING
 from evidence.runs import Variation, vary
 from evidence.sources import RATES
 
@@ -73,7 +74,6 @@ def rungs(labels: Sequence[str]) -> tuple[Comparison, ...]:
 
 
 CIFAR_STEM = {"stem": "cifar"}
-STUDYS_LADDER: dict[str, Any] = {"position": "absolute", "share_embeddings": True, "bn_momentum": 0.9999}
 # what 200 epochs on CIFAR-10 are commonly trained with: a peak of 0.1
 BEST: dict[str, Any] = {"stem": "cifar", "epochs": 200, "optimizer": "sgd", "weight_decay": 5e-4}
 BEST_NETWORKS: dict[str, dict[str, Any]] = {
@@ -81,11 +81,12 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
-LADDER = {
-    "as the study had it": vary("study-layer", **STUDYS_LADDER),
-    "channels and positions kept apart": vary("position-norm", **STUDYS_LADDER),
-    "value norm over channels": vary("training-mode-test", **STUDYS_LADDER),
-    "evaluation mode, batch-norm momentum 0.1": vary(position="absolute", share_embeddings=True),
+LADDER = {  # the mode of testing is no rung: the same weights can be tested in both
+    "as the study had it": vary("study"),
+    "channels and positions kept apart": vary("mended-reshape", **STUDYS_EMBEDDING),
+    "query norm for each head and channel": vary("mended-query-norm", **STUDYS_EMBEDDING),
+    "value norm over channels": vary("mended-value-norm", **STUDYS_EMBEDDING),
+    "embeddings of a stage its own": vary(**STUDYS_EMBEDDING),
     "relative embeddings": vary(share_embeddings=True),
     "per-layer embeddings": vary(),
 }

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from command_line.errors import InputError, one_line_errors
+from command_line.paths import PROJECT, project_path
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
 from evidence.records import FAILURE, Record, read_record
@@ -31,7 +32,7 @@ from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, checkpoint_files, locked
-from user_input import FREE_ON_RESUME, PROJECT, UserInput, project_path
+from user_input import FREE_ON_RESUME, UserInput
 
 FOLDER = PROJECT / "results" / "logs"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}  # of data sets, beside figures

@@ -1,4 +1,4 @@
-"""The study's λ-ResNet, faults and all: number by number what its code computes (`tests/test_study_network.py`).
+"""The study's λ-ResNet, faults and all: number by number what its code computes (`test_study_network.py`).
 
 Where its layer departs from the paper's (`lambda_layer.py`):
 

@@ -13,6 +13,7 @@ from evidence.records import Record
 from evidence.sources import PAPER, STUDYS_RUNS, study_mean
 
 COLUMNS = 7
+NO_BREAK = "\u00a0"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -82,7 +83,7 @@ def conditions(answer: Answer) -> str:
     at_once = sorted({record.config["experiment"]["jobs"] for n in answer.networks.values() for record in n.records})
     if at_once != [1]:
         parts.append(f"{' or '.join(map(str, at_once))} runs at once")
-    return f"{answer.chapter.title}. {'; '.join(parts)}.\n"
+    return f"{answer.chapter.title}; {'; '.join(parts)}.\n"
 
 
 def _length(network: Network) -> str:
@@ -226,15 +227,17 @@ def _difference(answer: Answer, one: Finding, part: str, beside: bool) -> list[s
     assert found is not None
     row = [one.comparison.title, signed(found.points), interval(found.interval())]
     row += [interval(one.with_images)] if part == "test" else []
-    row += [probability(one.p), ", ".join(f"{seed}: {signed(value)}" for seed, value in found.each.items())]
+    row += [probability(one.p), ", ".join(f"{seed}:{NO_BREAK}{signed(value)}" for seed, value in found.each.items())]
     studys = answer.studys(one.comparison, part)
     return [*row, ("–" if studys is None else signed(studys)) if beside else one.verdict]
 
 
-def verdicts(findings: list[Finding]) -> str:
-    """What the comparisons allow to say."""
-    said = [f"{one.comparison.title}: {one.verdict}" for one in findings if one.estimate]
-    return f"{'; '.join(said)}.\n" if said else ""
+def verdicts(answer: Answer) -> str:
+    """What the comparisons on the test images allow to say, where the table has the study's values in that place."""
+    findings = [one for one in answer.test if one.estimate]
+    if not any(answer.studys(one.comparison, "test") is not None for one in findings):
+        return ""
+    return "; ".join(f"{one.comparison.title}: {one.verdict}" for one in findings) + ".\n"
 
 
 def equivalences(findings: list[Finding]) -> str:
@@ -247,8 +250,8 @@ def equivalences(findings: list[Finding]) -> str:
         p, bounds = equivalence(one.estimate, margin), one.estimate.interval(2 * CONFIDENCE - 1)
         shown = "shown" if p < SIGNIFICANCE else "not shown"
         sentences.append(
-            f"That {one.comparison.title} lies within ±{margin:g} point is {shown}: two one-sided tests, p = "
-            f"{probability(p)}; 90 % interval {interval(bounds)}."
+            f"That {one.comparison.title} lies within ±{margin:g} point is {shown}: two one-sided tests, "
+            f"p {'' if p < 0.001 else '= '}{probability(p)}; 90 % interval {interval(bounds)}."
         )
     return " ".join(sentences) + "\n" if sentences else ""
 
@@ -268,8 +271,8 @@ def sample_size(answer: Answer) -> str:
 
     return (
         f"Within a seed, top-1 has a standard deviation of {best.deviation:.2f} points ({best.freedom} degrees of "
-        f"freedom, 95 % interval {low:.2f} to {high:.2f}). At a power of {POWER:.0%}, to tell 1 point apart takes "
-        f"{seeds(1.0)}, and half a point {seeds(0.5)}.\n"
+        f"freedom, 95 % interval {low:.2f} to {high:.2f}). At a power of {100 * POWER:.0f} %, to tell 1 point apart "
+        f"takes {seeds(1.0)}, and half a point {seeds(0.5)}.\n"
     )
 
 

@@ -313,7 +313,7 @@ def _sync_folder(folder: Path) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of all the global generators, in types that are loaded without code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), position, has_gauss, gauss),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from command_line.errors import InputError
 
@@ -16,9 +16,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from user_input import UserInput
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -30,15 +27,19 @@ CONFIG_MIB = 16  # a config.json of this size is none
 GROUPS = {"lambda": "Lambda", "baseline": "Baseline"}
 
 
-def make_run_folder(args: "UserInput") -> Path:
-    """Make `runs/<Baseline|Lambda>/<MonDD_HH-MM-SS>_lr<lr>_<host>`; a number follows where that name is taken.
+def group_folder(runs: Path, model: str) -> Path:
+    """The folder of all the runs of a model: `<runs>/<Baseline|Lambda>`."""
+    return runs / GROUPS[model]
+
+
+def make_run_folder(group: Path, initial_lr: float) -> Path:
+    """Make `<group>/<MonDD_HH-MM-SS>_lr<lr>_<host>`; a number follows where that name is taken.
 
     Raises:
         InputError: `runs_dir` cannot be written.
     """
-    group = args.runs_path / GROUPS[args.model]
     host = re.sub(r"[^\w.-]", "-", socket.gethostname())
-    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{args.initial_lr:g}_{host}"
+    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{initial_lr:g}_{host}"
     try:
         group.mkdir(parents=True, exist_ok=True)
         return _make_new(group, name)
@@ -57,15 +58,13 @@ def _make_new(group: Path, name: str) -> Path:
             number += 1  # another run started in the same second
 
 
-def find_run(args: "UserInput") -> Path:
-    """The folder that `args.resume` names: itself, or with `latest` the model's run that was started last.
+def find_run(group: Path, folder: Path | None = None) -> Path:
+    """That folder of a run; without one, the run of the group that was started last.
 
     Raises:
         InputError: there is no such folder, or no checkpoint in it.
     """
-    folder = args.resume_path
     if folder is None:
-        group = args.runs_path / GROUPS[args.model]
         runs = [path.parent for path in group.glob(f"*/{CONFIG}") if has_checkpoint(path.parent)]
         if not runs:
             raise InputError(f"resume: there is no run with a checkpoint in {group}")
@@ -77,10 +76,10 @@ def find_run(args: "UserInput") -> Path:
     return folder
 
 
-def find_launched(args: "UserInput", launch: str | None) -> Path | None:
+def find_launched(group: Path, launch: str | None) -> Path | None:
     """The run that an earlier attempt of this torchrun began; None where there is none, or no checkpoint in it."""
     mine: list[tuple[int, Path]] = []
-    for path in (args.runs_path / GROUPS[args.model]).glob(f"*/{CONFIG}"):
+    for path in group.glob(f"*/{CONFIG}"):
         with suppress(InputError):  # a damaged run is none of ours
             config = read_config(path.parent)
             if launch is not None and config.get("launch") == launch:
@@ -89,10 +88,10 @@ def find_launched(args: "UserInput", launch: str | None) -> Path | None:
     return newest if newest and has_checkpoint(newest) else None
 
 
-def next_number(args: "UserInput") -> int:
-    """One more than the highest number of the model's runs, by which the newest is known, whatever the clock says."""
+def next_number(group: Path) -> int:
+    """One more than the highest number of the group's runs, by which the newest is known, whatever the clock says."""
     numbers = [0]
-    for path in (args.runs_path / GROUPS[args.model]).glob(f"*/{CONFIG}"):
+    for path in group.glob(f"*/{CONFIG}"):
         with suppress(InputError):  # a damaged run is no reason against a new one
             numbers.append(read_config(path.parent)["number"])
     return 1 + max(numbers)

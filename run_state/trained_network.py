@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from command_line.errors import InputError
-from data_preprocessing import Normalisation, centre_view
+from data_preprocessing import centre_view, fits_in_memory
+from data_sources.normalisation import Normalisation
 from model_preparation import build_model
 from run_state.checkpoints import read_checkpoint
 from run_state.run_folder import checkpoint_files
@@ -75,7 +76,7 @@ def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
         classes=tuple(map(str, data["classes"])),
         normalisation=Normalisation(tuple(data["mean"]), tuple(data["std"])),
         epochs_done=len(saved["rows"]),
-        view=centre_view(args, images),
+        view=centre_view(args.image_size, fits_in_memory(args.image_size, images, args.memory_gib)),
     )
 
 

@@ -46,8 +46,9 @@ import model_preparation
 from command_line.errors import one_line_errors
 from data_preprocessing import load_data
 from main_general import main
+from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
-from user_input import UserInput, load_user_input
+from user_input import UserInput
 
 SECONDS = 20.0  # of a case
 MEMORY_MIB = 1024
@@ -234,7 +235,7 @@ def outcome(action: Callable[[], Any]) -> str:
 
 
 def resume(ground: Ground, folder: Path) -> str:
-    ended = outcome(lambda: main(load_user_input(["--resume", str(folder), "--data_dir", ground.args.data_dir])))
+    ended = outcome(lambda: main(load_settings(["--resume", str(folder), "--data_dir", ground.args.data_dir])))
     log = (folder / "log.txt").read_bytes() if (folder / "log.txt").is_file() else b""
     return OLDER if ended == ACCEPTED and b"was passed over" in log else ended
 
@@ -343,7 +344,7 @@ def command_line(ground: Ground, chance: random.Random) -> str:
             line += [f"--{field.name}", chance.choice(fitting if chance.random() < 0.7 else values)]
         if chance.random() < 0.2:
             line.insert(chance.randrange(len(line) + 1), chance.choice(values))
-    return outcome(lambda: load_user_input(line))
+    return outcome(lambda: load_settings(line))
 
 
 KINDS: dict[str, Callable[[Ground, random.Random], str]] = {

@@ -20,12 +20,13 @@ from torch import Tensor
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from test_lambda_layer import perturb, value_and_gradients, ways
+from layer_tools import perturb, value_and_gradients, ways
 
 from acceleration.cuda_graph import Replay
+from acceleration.devices import set_determinism
 from data_preprocessing import Data, load_data
 from lambda_layer import LambdaLayer
-from model_preparation import Training, build_model, prepare_training, set_determinism
+from model_preparation import Training, build_model, prepare_training
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from user_input import UserInput
 

@@ -56,6 +56,8 @@ def lambda_layer(layer: torch.nn.Module, x: Tensor) -> Tensor:
             if embedding is not None:
                 for intra in range(u):
                     position_lambda = position_lambda + embedding[:, None, intra] * value[:, m, None, :, intra]
+        if layer.position_bias is not None:
+            position_lambda = position_lambda + layer.position_bias[:, None]
         heads = [(query[:, n, head, :, None] * (content_lambda + position_lambda)).sum(1) for head in range(h)]
         rows.append(torch.cat(heads, dim=1))  # (b, h·v)
     return torch.stack(rows, dim=2).reshape(b, h * v, *size)

@@ -15,10 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from command_line.paths import PROJECT
 from log_data import TAGS
 from model_preparation import prepare_training
 from run_state.run_folder import best_file, checkpoint_files
-from user_input import PROJECT, UserInput
+from user_input import UserInput
 
 TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
 

@@ -23,7 +23,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import main_general
-from data_preprocessing import Batch, Data, Loader
+from data_preprocessing import Data
+from data_sources.batches import Batch, Loader
 from main_general import main
 from user_input import UserInput
 

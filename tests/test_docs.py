@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer
-from user_input import PROJECT, load_user_input
+from user_input import load_user_input
 
 sys.path.insert(0, str(PROJECT / "docs"))
 
@@ -24,24 +25,25 @@ TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun
 
 # main_general.py's commands are parsed here, which refuses a wrong flag or value; test_main_general.py has whole runs.
 EXECUTED_BY = {
-    r"python -m benchmarks.parameter_table": "test_parameter_table.py::test_the_papers_counts",
+    r"python benchmark.py parameters": "benchmarks/test_parameter_table.py::test_the_papers_counts",
     r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
     r"python docs/update_links.py": "test_docs.py::test_links_into_the_code",
-    r"python predict.py .*": "test_trained_network.py::test_predictions_of_the_test_images",
-    r"python draw_embeddings.py .*": "test_trained_network.py::test_embeddings_are_drawn",
-    r"python export_model.py .*": "test_trained_network.py::test_exports_give",
+    r"python predict.py .*": "run_state/test_trained_network.py::test_predictions_of_the_test_images",
+    r"python draw_embeddings.py .*": "run_state/test_trained_network.py::test_embeddings_are_drawn",
+    r"python export_model.py .*": "run_state/test_trained_network.py::test_exports_give",
     r"python experiments.py .*": "test_experiments.py::test_the_command_line",
     r"python report.py.*": "test_report.py::",
-    r"python benchmark.py layer.*": "test_benchmark.py::test_layer_benchmark_reports_every_row",
-    r"python -m benchmarks.fit_costs .*": "test_fit_costs.py::test_the_command_prints",
-    r"python benchmark.py train.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
-    r"python benchmark.py infer.*": "test_benchmark_network.py::test_rows_are_timed_in_processes",
-    r"python benchmark.py scaling.*": "test_benchmark_network.py::test_scaling_reports",
-    r"torchrun .*main_general.py .*": "test_distributed.py::",
+    r"python benchmark.py layer.*": "benchmarks/test_layer_benchmark.py::test_layer_benchmark_reports_every_row",
+    r"python benchmark.py fit .*": "benchmarks/test_fit_costs.py::test_the_command_prints",
+    r"python benchmark.py train.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py infer.*": "benchmarks/test_network_benchmark.py::test_rows_are_timed_in_processes",
+    r"python benchmark.py convert.*": "benchmarks/test_network_benchmark.py::test_conversions_are_timed",
+    r"python benchmark.py scaling.*": "benchmarks/test_network_benchmark.py::test_scaling_reports",
+    r"torchrun .*main_general.py .*": "acceleration/test_distributed.py::",
     r"pip install git\+.*": "test_packaging.py::test_pip_installs",
 }
 NOT_EXECUTED = {
-    r"pip install -r requirements.*": "CI begins with it, and needs a network",
+    r"pip install -r requirements.*|pip install timm lambda-networks": "CI begins with it, and needs a network",
     r"git clone .*": "the repository's address is not known here",
     r"python -m venv .*": "CI begins with it",
     r"pre-commit install.*": "changes the hooks of the checkout",
@@ -55,7 +57,6 @@ NOT_EXECUTED = {
 PYTHON_NOT_EXECUTED = {
     "torch.hub.load": "the address is not known here; test_packaging.py loads from the checkout",
     "result = main(UserInput(": "a training of five epochs; test_main_general.py has shorter ones",
-    "# lambda_networks": "other packages'",
     ">>> ": "the doctest",
 }
 
@@ -98,7 +99,7 @@ def test_python_examples_run() -> None:
     executed = [block for block in found if not any(mark in block for mark in PYTHON_NOT_EXECUTED)]
     assert len(executed) >= 3
     for block in executed:
-        exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer})
+        exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer, "torch": torch})
 
 
 def test_the_worked_example_holds() -> None:

@@ -13,25 +13,19 @@ from torch import Tensor, nn
 import experiments
 import log_data
 import main_general
-from benchmarks.reference_networks import StudyLambdaLayer
 from command_line.errors import InputError
 from evidence.networks import (
     NETWORKS,
-    AlwaysTraining,
     LinearAttention2d,
     LocalSelfAttention2d,
-    PositionNorm,
-    lambda_layers,
     plain_content,
-    position_norm,
-    training_mode_test,
 )
 from evidence.processes import facts, state
 from evidence.questions import EXPERIMENTS, Experiment
 from evidence.records import read_record
 from evidence.runs import Conditions, Run, carry_out, vary
 from experiments import choose_runs, find_conditions, parse
-from lambda_layer import LambdaLayer, content_output
+from lambda_layer import content_output
 from model_preparation import build_model
 from user_input import UserInput
 
@@ -74,9 +68,9 @@ def test_every_variation_can_be_run_and_has_a_name_of_its_own(conditions: Condit
 def test_runs_are_chosen_seed_by_seed_and_once_each(tmp_path: Path) -> None:
     options = parse(f"--only study ladder --without *cifar* --seeds 4 2 --dataset digits --runs_dir {tmp_path}".split())
     runs = choose_runs(options, find_conditions(options))
-    assert len(runs) == 2 * (2 + 5)
-    assert [run.seed for run in runs] == [4] * 7 + [2] * 7
-    assert list(runs.values())[:7] == ["study"] * 2 + ["ladder"] * 5
+    assert len(runs) == 2 * (2 + 6)
+    assert [run.seed for run in runs] == [4] * 8 + [2] * 8
+    assert list(runs.values())[:8] == ["study"] * 2 + ["ladder"] * 6
 
 
 def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
@@ -185,7 +179,7 @@ def test_a_diverged_run_is_kept_and_not_tried_again(
 def test_the_command_line_does_its_runs_in_processes(
     conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run = Run(vary("position-norm", depth=26, image_size=8, position="absolute"), 0, conditions)
+    run = Run(vary("mended-query-norm", depth=26, image_size=8), 0, conditions)
     monkeypatch.setitem(EXPERIMENTS, "odd", Experiment("?", {"small": run.variation}, seeds=(0,)))
     words = "--only odd --dataset digits --device cpu --scale 0.022222222222222223 0.2 --runs_dir".split()
     assert experiments.main([*words, str(conditions.root)]) == 0
@@ -209,67 +203,6 @@ def test_every_network_trains_all_its_parameters(name: str) -> None:
     logits.square().sum().backward()
     assert logits.shape == (3, CLASSES)
     assert all(parameter.grad is not None for parameter in network.parameters())
-
-
-def values_that_are_normalised(layer: nn.Module) -> Tensor:
-    """What `norm_values` gets of a 2×2 map of the numbers 0, 1, 2, …, whose first two channels are the values."""
-    kept = []
-    layer.norm_values.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0]))
-    weight = layer.to_values.weight
-    weight.data = torch.eye(2, 8).view_as(weight)
-    layer(torch.arange(64.0).view(2, 8, 2, 2))
-    return kept[0].reshape(2, 4, 2)[0]  # positions, channels of the first image
-
-
-def test_the_first_repair_keeps_channels_and_positions_apart() -> None:
-    study = StudyLambdaLayer(8, 8, positions=4)
-    apart = LambdaLayer(8, input_size=2, position="absolute")
-    assert values_that_are_normalised(study).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert values_that_are_normalised(apart).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
-
-
-def test_the_second_repair_is_the_value_norm_alone() -> None:
-    norm = PositionNorm(2)
-    x = torch.tensor([[1.0, 3.0], [10.0, 20.0], [5.0, 7.0], [20.0, 30.0]])  # two images of two positions
-    # position 0 has 1, 3, 5, 7 (mean 4, variance 5), position 1 has 10, 20, 20, 30 (mean 20, variance 50)
-    expected = torch.tensor([[-3.0, -1.0], [-10.0, 0.0], [1.0, 3.0], [0.0, 10.0]])
-    expected /= torch.tensor([5.0, 50.0, 5.0, 50.0]).sqrt()[:, None]
-    torch.testing.assert_close(norm(x), expected, atol=1e-4, rtol=1e-4)
-    before, after = seeded(position_norm), seeded(training_mode_test)
-    sizes = [layer.norm_values.num_features for layer in lambda_layers(before)]
-    assert sizes == [16, 16, 16, 4, 4, 1, 1, 1]
-    one, other = before.state_dict(), after.state_dict()
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one if "norm_values" not in name)
-
-
-def test_the_third_repair_is_evaluation_mode_alone() -> None:
-    before, after = seeded(training_mode_test), seeded(build_model)
-    x = torch.randn(4, 3, 16, 16)
-    assert isinstance(before, AlwaysTraining)
-    for network in (before, after):
-        nn.init.ones_(next(module for name, module in network.named_modules() if name.endswith("layer1.0.bn3")).weight)
-    torch.testing.assert_close(before(x), after(x))
-    in_training = after(x)
-    before.eval()
-    after.eval()
-    torch.testing.assert_close(before(x), in_training)
-    assert not torch.allclose(after(x), in_training, atol=1e-2)
-
-
-def test_the_ladder_changes_one_setting_a_rung() -> None:
-    rungs = list(EXPERIMENTS["ladder"].variations.values())
-    settings = [dict(rung.settings) for rung in rungs]
-    assert [rung.network for rung in rungs[:3]] == ["study-layer", "position-norm", "training-mode-test"]
-    assert settings[0] == settings[1] == settings[2] == settings[3] | {"bn_momentum": 0.9999}
-    assert settings[3] == settings[4] | {"position": "absolute"}
-    assert settings[4] == settings[5] | {"share_embeddings": True}
-    momenta = {
-        module.momentum
-        for module in seeded(position_norm, dataclasses.replace(SMALL, bn_momentum=0.9999)).modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
-    assert momenta == {0.9999}
 
 
 def heads_of(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

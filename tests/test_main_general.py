@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import main_general
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from data_preprocessing import load_data
 from log_data import TAGS
 from main_general import RunResult, main
@@ -30,8 +31,9 @@ from model_preparation import prepare_training
 from nntrain import EpochProgress
 from run_state import run_folder
 from run_state.checkpoints import load_checkpoint, write_atomically
+from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
-from user_input import PROJECT, UserInput, load_user_input
+from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
@@ -197,10 +199,10 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
     whole = main_general.run_epoch
 
-    def killed(data, training, state, stop):
+    def killed(args, data, step, state, stop):
         if state.epochs_done == 3:  # one epoch after the checkpoint
             raise SystemError
-        return whole(data, training, state, stop)
+        return whole(args, data, step, state, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "run_epoch", killed)
@@ -296,12 +298,12 @@ def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[
 
 def test_resume_takes_the_settings_of_the_run(undisturbed: tuple[UserInput, RunResult], capsys) -> None:
     args, result = undisturbed
-    resumed = load_user_input(["--resume", "--runs_dir", args.runs_dir])
+    resumed = load_settings(["--resume", "--runs_dir", args.runs_dir])
     assert resumed == dataclasses.replace(args, resume=str(result.folder))
-    given = load_user_input(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
+    given = load_settings(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
     assert (given.heads, given.workers) == (8, 0)  # which main refuses, and allows
     with pytest.raises(SystemExit):
-        load_user_input(["--resume", "--model", "baseline", "--runs_dir", args.runs_dir])
+        load_settings(["--resume", "--model", "baseline", "--runs_dir", args.runs_dir])
     assert "resume: there is no run with a checkpoint in" in capsys.readouterr().err
 
 
@@ -319,7 +321,7 @@ def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch
             return cls(2026, 11, 3, 4, 5, 6)
 
     monkeypatch.setattr(run_folder, "datetime", Clock)
-    names = [run_folder.make_run_folder(small).name for _ in range(3)]
+    names = [run_folder.make_run_folder(small.runs_path, small.initial_lr).name for _ in range(3)]
     assert names[0].startswith("Nov03_04-05-06_lr0.0005_")
     assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
 

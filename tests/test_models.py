@@ -1,4 +1,6 @@
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,11 +156,72 @@ def test_a_gradient_reaches_every_parameter() -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
+SMALL = {"depth": 26, "stages": "CCCL", "image_size": 32, "num_classes": 3}
+
+
+@pytest.mark.parametrize("kind", ["state dict", "path", "string"])
+def test_a_network_starts_from_weights(kind: str, tmp_path: Path) -> None:
+    model = build_lambda_resnet(**SMALL)
+    model(torch.randn(2, 3, 32, 32))  # moves the statistics
+    weights = model.state_dict()
+    if kind != "state dict":
+        torch.save(weights, tmp_path / "weights.pt")
+        weights = tmp_path / "weights.pt" if kind == "path" else str(tmp_path / "weights.pt")
+    twin = resnet_lambda.resnet26_lambda(
+        **{key: value for key, value in SMALL.items() if key != "depth"}, weights=weights
+    )
+    for key, value in model.state_dict().items():
+        assert torch.equal(twin.state_dict()[key], value)
+    with torch.no_grad():  # copies: training one does not train the other
+        model.fc.weight.zero_()
+    assert twin.fc.weight.any()
+
+
+def test_weights_of_another_network_are_named() -> None:
+    other = build_lambda_resnet(**{**SMALL, "num_classes": 5}, scope=7).state_dict()
+    del other["bn1.weight"], other["bn1.bias"]
+    other |= {"head.0": torch.zeros(1), "head.1": {}, "head.2": None, "head.3": 1}
+    says = (
+        "weights do not fit: 2 missing (bn1.weight, bn1.bias); "
+        "4 not of this network (head.0, head.1, head.2, …); "
+        "4 of another shape (layer4.0.conv2.embedding (16, 1, 7, 7), not (16, 1, 3, 3), "
+        "layer4.1.conv2.embedding (16, 1, 7, 7), not (16, 1, 1, 1), fc.weight (5, 2048), not (3, 2048), …)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        build_lambda_resnet(**SMALL, weights=other)
+
+
+class Program:
+    def __reduce__(self) -> tuple:
+        return pytest.fail, ("code of the file was run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, r"weights: .*weights.pt cannot be read \(FileNotFoundError"),
+        (b"no network", r"weights: .*weights.pt cannot be read \("),
+        (Program(), r"weights: .*weights.pt cannot be read \(UnpicklingError"),
+        (torch.zeros(3), "weights.pt holds a Tensor; it must hold a state dict"),
+        ({"model": {"fc.bias": torch.zeros(3)}}, r"1 not of this network \(model\)"),
+    ],
+    ids=["no file", "not PyTorch's", "a program", "a tensor", "a checkpoint"],
+)
+def test_files_without_weights_are_refused(content: object, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=says):
+        build_lambda_resnet(**SMALL, weights=path)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"depth": 18}, "depth: 18 is not allowed; takes one of 26, 50"),
-        ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, cifar"),
+        ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, compact, cifar"),
         ({"stages": "CCC"}, "stages: CCC is not allowed"),
         ({"stages": "CCcL"}, "stages: CCcL is not allowed"),
     ],

@@ -59,7 +59,7 @@ def test_training_mode_takes_each_batchs_statistics_and_changes_nothing(trained)
     images, labels = (torch.cat(parts) for parts in zip(*data.test.batches(), strict=True))
     assert torch.equal(found.labels, labels)
     # whichever order it was: look for it among the batches' statistics by trying the one that (seed, epoch) gives
-    from data_preprocessing import mix
+    from data_sources.batches import mix
     from nntest import REORDERED
 
     order = torch.randperm(15, generator=torch.Generator().manual_seed(mix(0, 1, REORDERED)))

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from user_input import PROJECT
+from command_line.paths import PROJECT
 
 
 def printed(cell: nbformat.NotebookNode) -> str:

@@ -1,6 +1,7 @@
 """The layer and the networks outside the project: torch.hub, pip, feature extraction, torch.export, ONNX."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import hubconf
+import lambda_ops
 import resnet_lambda
+from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer3d
 from resnet_lambda import build_lambda_resnet
-from user_input import PROJECT
 
 
 def from_hub(name: str, **settings) -> nn.Module:
@@ -48,21 +50,42 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
     checkout.mkdir()
     for path in [*PROJECT.glob("*.py"), *map(PROJECT.joinpath, ("pyproject.toml", "README.md", "LICENSE"))]:
         shutil.copy(path, checkout)
+    for room in (path.parent for path in PROJECT.glob("*/__init__.py")):
+        shutil.copytree(room, checkout / room.name)
     target = tmp_path / "site-packages"
     # --no-build-isolation, --no-index and --no-deps: with what is here, and no network
     options = ["--quiet", "--no-build-isolation", "--no-index", "--no-deps", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(checkout)], check=True)
-    assert {path.name for path in target.glob("*.py")} == {"lambda_layer.py", "resnet.py", "resnet_lambda.py"}
+    installed = {path.name for path in target.iterdir()} - {"__pycache__"}
+    assert {name for name in installed if not name.endswith(".dist-info")} == {
+        "convert.py",
+        "lambda_layer.py",
+        "lambda_ops",
+        "resnet.py",
+        "resnet_lambda.py",
+    }
     code = (
-        "import lambda_layer, resnet_lambda, torch; print(lambda_layer.__file__)\n"
+        "import sys; sys.modules['torchvision'] = None\n"  # importing it is an error: the layer takes PyTorch alone
+        "import lambda_layer, torch; print(lambda_layer.__file__)\n"
         "print(*lambda_layer.LambdaLayer(8, scope=3)(torch.zeros(2, 8, 4, 4)).shape)\n"
-        "print(resnet_lambda.resnet50_lambda.args)"
+        "del sys.modules['torchvision']; import convert, resnet_lambda; print(resnet_lambda.resnet50_lambda.args)"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
     )
     assert done.stdout.splitlines() == [str(target / "lambda_layer.py"), "2 8 4 4", "(50,)"]
+
+
+def test_the_layer_and_each_op_import_from_those_above_it_alone() -> None:
+    order = re.findall(r"^    ([a-z]+)   +\w.*$", lambda_ops.__doc__.split("from those above it alone:")[1], re.M)
+    folder = PROJECT / "lambda_ops"
+    assert {f"{op}.py" for op in order} | {"__init__.py"} == {path.name for path in folder.glob("*.py")}
+    for position, path in enumerate([*(folder / f"{op}.py" for op in order), PROJECT / "lambda_layer.py"]):
+        allowed = {"torch", *sys.stdlib_module_names, *(f"lambda_ops.{op}" for op in order[:position])}
+        imported = re.findall(r"^\s*(?:from|import) (lambda_ops\.\w+|\w+)", path.read_text(encoding="utf-8"), re.M)
+        assert len(imported) > 1
+        assert set(imported) <= allowed, path
 
 
 @pytest.fixture(scope="module")

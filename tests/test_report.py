@@ -13,12 +13,12 @@ from synthetic_logs import conditions, write_run
 
 import report
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from evidence import tables
 from evidence.estimates import ESTIMATES
 from evidence.questions import EXPERIMENTS
 from evidence.runs import FOLDER, Run
 from report import write_report
-from user_input import PROJECT
 
 STAGE_1 = EXPERIMENTS["stage_1"].variations
 # mean top-1 over epochs 11 to 20 by seed, in the modes in which they are compared
@@ -46,7 +46,7 @@ def line(text: str, *beginnings: str) -> list[str]:
     lines = iter(text.splitlines())
     for beginning in beginnings:
         found = next(row for row in lines if row.startswith(beginning))
-    return [cell.strip() for cell in found.strip("|").split("|")]
+    return [cell.strip().replace("\u00a0", " ") for cell in found.strip("|").split("|")]
 
 
 # ------------------------------------------------------------------------------------------------ the protocol

@@ -8,6 +8,8 @@ import pytest
 
 import user_input
 from command_line.errors import InputError
+from command_line.paths import PROJECT
+from run_state.resumption import load_settings
 from user_input import UserInput, load_user_input
 
 PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual
@@ -102,7 +104,7 @@ def test_the_command_gives_the_settings_back() -> None:
 )
 def test_refusals_are_one_line_and_exit_code_2(flags: str, says: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
-        load_user_input(flags.split())
+        load_settings(flags.split())
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert says in error
@@ -130,8 +132,8 @@ def test_paths_are_the_shells_on_the_command_line_and_the_projects_in_the_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_user_input(["--runs_dir", "mine"]).runs_path == tmp_path / "mine"
-    assert UserInput().runs_path == user_input.PROJECT / "runs"
-    assert load_user_input(["--data_dir", str(user_input.PROJECT / "data" / "x")]).data_dir == str(Path("data", "x"))
+    assert UserInput().runs_path == PROJECT / "runs"
+    assert load_user_input(["--data_dir", str(PROJECT / "data" / "x")]).data_dir == str(Path("data", "x"))
     assert UserInput(runs_dir=tmp_path).runs_dir == str(tmp_path)  # type: ignore[arg-type]
 
 
@@ -142,6 +144,6 @@ def test_help_lists_every_flag_without_loading_pytorch() -> None:
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'torch' not in sys.modules"
     )
-    folder = user_input.PROJECT
+    folder = PROJECT
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert all(f"--{name} " in done.stdout or f"--{name}," in done.stdout for name in PUBLIC_NAMES)

@@ -19,7 +19,8 @@ from run_tools import assert_same_run, assert_same_training, saved_training
 
 import main_general
 from command_line.errors import InputError
-from data_preprocessing import Loader, load_data
+from data_preprocessing import load_data
+from data_sources.batches import Loader
 from main_general import RunResult, main
 from model_preparation import Training, prepare_training
 from nntest import Evaluation, evaluate

@@ -11,9 +11,10 @@ import torch
 from run_tools import assert_same_curve, assert_same_run, children, run_under_torchrun, start_torchrun, wait_for_epochs
 from torch import Tensor
 
-import data_preprocessing
 from command_line.errors import InputError
-from data_preprocessing import AugmentedLoader, Loader, load_data
+from data_preprocessing import AugmentedLoader, load_data
+from data_sources import batches as batches_module
+from data_sources.batches import Loader
 from main_general import RunResult, main
 from user_input import UserInput
 
@@ -95,10 +96,10 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_once(args: UserInput, tmp_
 
 def of_each_process(monkeypatch: pytest.MonkeyPatch, loader: Loader, processes: int) -> list[list[Tensor]]:
     """The labels of every process's share of every batch, after the images have been told apart by their content."""
-    monkeypatch.setattr(data_preprocessing, "size", lambda: processes)
+    monkeypatch.setattr(batches_module, "size", lambda: processes)
     together = []
     for number in range(processes):
-        monkeypatch.setattr(data_preprocessing, "rank", lambda number=number: number)
+        monkeypatch.setattr(batches_module, "rank", lambda number=number: number)
         together.append([images.flatten(1) for images, _ in loader.batches(2)])
     return together
 
@@ -123,7 +124,7 @@ def test_every_image_of_a_batch_is_one_processs(
 
 
 def test_small_sets_and_batches_are_shared_out_or_refused(args: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_preprocessing, "size", lambda: 4)
+    monkeypatch.setattr(batches_module, "size", lambda: 4)
     few = load_data(dataclasses.replace(args, batch_size=64), CPU).train
     assert isinstance(few, AugmentedLoader)
     assert (few.batch_size, few.images) == (32, 32)  # of 33

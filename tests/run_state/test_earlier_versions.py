@@ -13,11 +13,13 @@ import pytest
 
 import user_input
 from command_line.errors import InputError
+from command_line.settings import setting
 from main_general import main
 from run_state.checkpoints import read_checkpoint
+from run_state.resumption import load_settings
 from run_state.run_folder import CHECKPOINTS
 from run_state.trained_network import load_network
-from user_input import UserInput, from_saved, load_user_input
+from user_input import UserInput, from_saved
 
 SAVED = Path(__file__).with_name("earlier_version")
 
@@ -41,7 +43,7 @@ def test_it_lacks_settings_of_today() -> None:
 
 
 def test_the_run_goes_on_and_ends(run: Path) -> None:
-    args = load_user_input(["--resume", str(run)])
+    args = load_settings(["--resume", str(run)])
     result = main(args)
     assert (result.folder, result.epochs) == (run, 2)
     newest = read_checkpoint(run / CHECKPOINTS / "epoch0002.pt")
@@ -66,7 +68,7 @@ def test_a_missing_setting_takes_the_value_that_does_what_was_done_before() -> N
 def test_the_value_before_may_be_another_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclasses.dataclass(frozen=True)
     class Grown(UserInput):
-        stem_width: int = user_input.setting(32, "channels of the stem", before=64)
+        stem_width: int = setting(32, "channels of the stem", before=64)
 
     monkeypatch.setattr(user_input, "UserInput", Grown)
     assert Grown().stem_width == 32

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks.reference_networks import PlainStudyLambdaLayer
 from evidence.study_network import StudyLambdaLayer, build_study_lambda_resnet, load_study_state_dict
 from model_preparation import finish_model
 from user_input import UserInput
@@ -51,7 +52,7 @@ def studys_state() -> dict[str, Tensor]:
     }
 
 
-def studys_layer(dim: int, layer_class: type[StudyLambdaLayer] = StudyLambdaLayer) -> StudyLambdaLayer:
+def studys_layer(dim: int, layer_class: type[StudyLambdaLayer]) -> StudyLambdaLayer:
     layer = layer_class(dim, (SIDES[dim],) * 2).double()
     state = layer.state_dict()
     layer.load_state_dict(
@@ -66,9 +67,10 @@ def studys_network(**options) -> nn.Module:
     return network
 
 
+@pytest.mark.parametrize("layer_class", [StudyLambdaLayer, PlainStudyLambdaLayer])
 @pytest.mark.parametrize("dim", SIDES)
-def test_layers(dim: int) -> None:
-    layer, name = studys_layer(dim), f"layer_d{dim}_side{SIDES[dim]}"
+def test_layers(dim: int, layer_class: type[StudyLambdaLayer]) -> None:
+    layer, name = studys_layer(dim, layer_class), f"layer_d{dim}_side{SIDES[dim]}"
     x = made(f"x{dim}", (4, dim, SIDES[dim], SIDES[dim])).requires_grad_()
     torch.testing.assert_close(layer.eval()(x), golden(f"{name}.eval.y"), **EXACT)
     y = layer.train()(x)
@@ -81,9 +83,10 @@ def test_layers(dim: int) -> None:
         torch.testing.assert_close(gradients[key], golden(f"{name}.train.grad.{key}"), **EXACT)
 
 
-def test_logits_in_both_modes() -> None:
+@pytest.mark.parametrize("layer_class", [StudyLambdaLayer, PlainStudyLambdaLayer])
+def test_logits_in_both_modes(layer_class: type[StudyLambdaLayer]) -> None:
     """In evaluation mode these weights overflow even in float64, in the study's code and so here: all NaN."""
-    network, images = studys_network(), made("images", (8, 3, 32, 32))
+    network, images = studys_network(layer=layer_class), made("images", (8, 3, 32, 32))
     evaluated = network.eval()(images)
     assert evaluated.isnan().all()
     torch.testing.assert_close(evaluated, golden("network.eval.logits"), equal_nan=True, **EXACT)

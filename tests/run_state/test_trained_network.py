@@ -18,7 +18,8 @@ import draw_embeddings
 import export_model
 import predict
 from command_line.errors import InputError
-from lambda_layer import LambdaLayer, Way, choose_way
+from lambda_layer import LambdaLayer
+from lambda_ops.rule import Way, choose_way
 from main_general import RunResult, main
 from predict import read_image
 from resnet import DEPTHS

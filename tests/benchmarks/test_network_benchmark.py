@@ -1,8 +1,13 @@
+import json
+import math
+
 import pytest
 import torch
 
-from benchmarks import network, scaling
+import benchmark
+from benchmarks import converted, measuring, network, scaling
 from benchmarks.network import OURS, PLAIN, Row, compare, prepare, rows
+from command_line.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -54,6 +59,38 @@ def test_rows_are_timed_in_processes_and_compared() -> None:
     assert measured[0]["images_per_second"] == pytest.approx(2e3 / measured[0]["step_ms"]["median"])
     (ratio,) = compare(measured).values()
     assert ratio == pytest.approx(measured[0]["step_ms"]["median"] / measured[1]["step_ms"]["median"], abs=0.01)
+
+
+def test_conversions_are_timed_beside_theirs(monkeypatch, tmp_path, capsys) -> None:
+    layers = [converted.timm_layer(4, 8, 3), converted.lambda_networks_layer(4, 8, None, 2)]
+    small = converted.timm_network("lambda_resnet26t")._replace(side=32)
+    monkeypatch.setattr(converted, "QUICK_CASES", [*layers, small])
+    monkeypatch.setattr(converted, "POSITIONS", {"cpu": 32})
+    monkeypatch.setattr(converted, "IMAGES", {"cpu": 2})
+    monkeypatch.setattr(converted, "BUDGET", 0.0)
+    monkeypatch.setattr(measuring, "FOLDER", tmp_path)
+    benchmark.main(["convert", "--quick", "--device", "cpu"])
+    (path,) = tmp_path.glob("convert-quick-*.json")
+    report = json.loads(path.read_text())
+    assert [case["lambda_layers"] for case in report["cases"]] == [1, 1, 3]
+    for case in report["cases"]:
+        assert case["difference"] < 1e-4
+        assert case["rows"].keys() == {"theirs", "theirs, channels last", "ours", "ours, channels last"}
+        for measured in ("training", "evaluation"):
+            best = {
+                side: min(case["rows"][side + word][measured]["ms"]["median"] for word in ("", ", channels last"))
+                for side in ("theirs", "ours")
+            }
+            assert case["speed_up"][measured] == pytest.approx(best["theirs"] / best["ours"], abs=0.01)
+    layers = [case["speed_up"]["training"] for case in report["cases"][:2]]
+    assert report["geometric_mean_speed_up"]["layers"]["training"] == pytest.approx(math.prod(layers) ** 0.5, abs=0.01)
+    assert "timm, 4×4, d = 8, r = 3, batch 2: outputs differ by" in capsys.readouterr().out
+
+
+def test_without_the_packages_one_line_names_them(monkeypatch) -> None:
+    monkeypatch.setattr(converted, "find_spec", lambda package: None if package == "timm" else package)
+    with pytest.raises(InputError, match="^convert: timm not installed; pip install timm$"):
+        converted.benchmark_convert(CPU, quick=True)
 
 
 def test_self_attention_is_the_formula() -> None:

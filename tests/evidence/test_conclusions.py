@@ -8,9 +8,9 @@ from synthetic_logs import conditions, write_run
 
 import report
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from evidence.conclusions import collect, fill
 from evidence.questions import EXPERIMENTS
-from user_input import PROJECT
 
 STAGE_2 = EXPERIMENTS["stage_2"].variations
 

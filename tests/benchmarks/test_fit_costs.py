@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import benchmark
 from benchmarks import fit_costs
 from benchmarks.layer import CASES, forced_ways, way_name
 from command_line.errors import InputError
-from lambda_layer import COSTS, Costs, cost
+from lambda_ops.rule import COSTS, Costs, cost
 
 BATCH, BASE = 4, 3.0  # images; milliseconds that every way of a shape takes beside
 
@@ -38,7 +39,7 @@ def test_the_costs_of_a_machine_are_found_again() -> None:
 def test_the_command_prints_what_the_rule_takes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "layer.json"
     path.write_text(json.dumps(report(COSTS["cpu", True])))
-    fit_costs.main([str(path)])
+    benchmark.main(["fit", str(path)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "Costs(" in line] == ["    ('cpu', False)", "    ('cpu', True)"]
     assert eval(lines[3].split(": ")[1].rstrip(","), {"Costs": Costs})[1:] == pytest.approx(
@@ -53,4 +54,4 @@ def test_another_file_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match="is no file of benchmark.py layer"):
-        fit_costs.main([str(path)])
+        benchmark.main(["fit", str(path)])

@@ -1,0 +1,126 @@
+"""The device of a run: which one, what it is called, how it computes, and what its memory holds."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from acceleration.distributed import local_rank, size
+from command_line.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# what PyTorch's errors say: of a GPU, of a CPU, and of a size beyond any memory
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes cuda where there is one, else mps, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("another kind of device")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
+        there = ["cpu"]
+        there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"device: {name} is not there; this machine has {', '.join(there)}") from error
+    if size() > 1:
+        _check_own_device(device)
+    return device
+
+
+def _check_own_device(device: torch.device) -> None:
+    """Of several processes each needs a GPU of its own, which `cuda` without a number means, or the CPU."""
+    if device.type == "mps" or device.index is not None:
+        raise InputError(f"device: {size()} processes cannot share {device}; take cuda, cpu or auto")
+    if device.type == "cuda" and local_rank() >= torch.cuda.device_count():
+        raise InputError(f"device: more processes than GPUs; this machine has {torch.cuda.device_count()}")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """The precision of that name; `auto` takes bf16 or fp16 where a GPU has units for it, else fp32.
+
+    Raises:
+        InputError: fp16 on a device that cannot scale losses.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(f"precision: fp16 needs a CUDA GPU, and the device is {device.type}; take bf16, fp32 or auto")
+    return name
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Deterministic algorithms throughout, or the fastest ones that cuDNN finds by trying."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read at its first use
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Tell in one line that settings take more memory than there is.
+
+    Raises:
+        InputError: in place of PyTorch's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            raise
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"batch_size: these settings take more memory than there is ({reason}); lower batch_size or image_size, "
+            "take a smaller network, or set memory_gib 0 to read the images from disk"
+        ) from error
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as a person names it, such as `NVIDIA H100 80GB HBM3` or `AMD EPYC, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.machine()} MPS"
+    try:
+        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        names = []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was in use on the device so far; on the CPU, the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if resource is None:
+        return 0
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
