@@ -222,6 +222,10 @@ SOURCES = (TIMM, LAMBDA_NETWORKS, D_LI14, LEADERJ1001)
 
 
 def _projection(convolution: Any) -> Projection:
+    if not isinstance(convolution, nn.Conv2d) or convolution.kernel_size != (1, 1):
+        raise ValueError(
+            f"a projection is {type(convolution).__name__}; it must be a 1×1 Conv2d (merge adapters first)"
+        )
     return Projection(convolution.weight.flatten(1), convolution.bias)
 
 

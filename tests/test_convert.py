@@ -236,6 +236,16 @@ REFUSED = {
         "a norm is SyncBatchNorm; it must be BatchNorm2d",
     ),
     "even window": (from_timm, lambda: TimmLayer(8, r=4), "scope is 4; it must be odd"),
+    "another projection": (
+        from_timm,
+        lambda: with_part(TimmLayer(8, r=3), "qkv", nn.Sequential(nn.Conv2d(8, 82, 1))),
+        "a projection is Sequential; it must be a 1×1 Conv2d",
+    ),
+    "unpadded": (
+        from_d_li14,
+        lambda: with_part(DLi14Layer(8, 3, 2, 1, 3), "pos_conv", nn.Conv3d(1, 3, (1, 3, 3))),
+        "Conv3d.* is not the position convolution",
+    ),
     "dilated": (
         from_d_li14,
         lambda: with_part(
