@@ -40,7 +40,8 @@ def table() -> list[tuple[list[str], int, set[str]]]:
 
 def modules() -> list[Path]:
     """The project's files, without the tests."""
-    return [path for path in sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("*/*.py")) if room(path) != "tests/"]
+    files = [*sorted(PROJECT.glob("*.py")), *sorted(PROJECT.glob("*/*.py"))]
+    return [path for path in files if not room(path).startswith((".", "tests/"))]
 
 
 def room(path: Path) -> str:
