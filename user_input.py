@@ -21,7 +21,6 @@ from command_line.settings import from_saved as settings_from_saved
 LATEST = "latest"
 
 
-# fmt: off
 @dataclass(frozen=True)
 class UserInput(Settings):
     """The settings of one run; raises `InputError` with one line for a value that is not allowed.
@@ -30,6 +29,7 @@ class UserInput(Settings):
     they are taken from the current folder, as everywhere in a shell.
     """
 
+    # fmt: off
     # ---------------------------------------------------------------------------------------------- the network
     model: str = setting("lambda", choices=("lambda", "baseline"), help=
         "network: lambda layers or 3×3 convolutions in the bottlenecks")

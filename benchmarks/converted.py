@@ -56,7 +56,7 @@ def timm_layer(side: int, dim: int, r: int | None) -> Case:
 
 def lambda_networks_layer(side: int, dim: int, r: int | None, u: int) -> Case:
     def build() -> nn.Module:
-        from lambda_networks import LambdaLayer
+        from lambda_networks import LambdaLayer  # as above
 
         context = {"r": r} if r else {"n": side}
         return LambdaLayer(dim, dim_k=16, dim_u=u, **context)
@@ -67,7 +67,7 @@ def lambda_networks_layer(side: int, dim: int, r: int | None, u: int) -> Case:
 
 def timm_network(name: str) -> Case:
     def build() -> nn.Module:
-        import timm
+        import timm  # as above
 
         return timm.create_model(name)
 

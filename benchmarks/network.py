@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from acceleration.devices import PRECISIONS
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
-from benchmarks.reference_networks import build_plain_resnet, build_plain_study_network
 from data_preprocessing import AugmentedLoader
 from data_sources.batches import Batch
 from data_sources.in_memory import PlainLoader
@@ -33,6 +32,7 @@ from data_sources.normalisation import Normalisation
 from LabelSmoothing import LabelSmoothing
 from model_preparation import Training, prepare_training
 from nntrain import TrainingStep
+from reference_networks.plain import build_plain_resnet, build_plain_study_network
 from user_input import UserInput
 
 IMAGE_SIZE, CLASSES = 32, 10

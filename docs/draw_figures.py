@@ -1,4 +1,4 @@
-"""Draw the figures of `lambda_layers.md` from the layer itself.
+"""Draw the figures of the README and of `lambda_layers.md`, those with numbers from the layer itself.
 
 python docs/draw_figures.py              # a few seconds; writes beside this file
 """
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -16,15 +18,73 @@ sys.path.insert(0, str(HERE.parent))
 from lambda_layer import LambdaLayer, LambdaLayer1d  # noqa: E402 - found by the line above
 
 BLUE, RED = "#2166ac", "#b2182b"
+SKY, ORANGE = "#56B4E9", "#E69F00"  # seen on a white page and on a dark one
+INKS = {"light": "#1f2328", "dark": "#e6edf3"}  # of letters on such a page
 
 
 def main(folder: Path = HERE) -> list[Path]:
     """Write every figure into a folder."""
     figures = {"by_hand": by_hand(), "scope": scope(), "memory": memory()}
+    figures |= {f"attention_and_lambda_{page}": attention_and_lambda(ink) for page, ink in INKS.items()}
     paths = [folder / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=100)
+        figure.savefig(path, dpi=100, transparent="attention" in path.name)
     return paths
+
+
+def attention_and_lambda(ink: str) -> Figure:
+    """What lies between context and output: a weight for each pair, or one small matrix for all the queries."""
+    figure = Figure(figsize=(10, 2.9))
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.02, wspace=0.05)
+    for axes in (left, right):
+        axes.set(xlim=(0, 16), ylim=(-0.4, 8.2), aspect="equal")
+        axes.axis("off")
+    weights = torch.rand(8, 8, generator=torch.Generator().manual_seed(1)).softmax(1)
+    left.set_title("Self-attention", color=ink, weight="bold")
+    _grid(left, 0.5, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nn × k", ink)
+    _grid(left, 3.6, 1.4, (weights / weights.max()), SKY, "a weight for each pair\nn × m, per head", ink)
+    _grid(left, 11.0, 1.4, torch.full((8, 2), 0.5), SKY, "values\nm × v", ink)
+    _grid(left, 14.4, 1.4, torch.full((8, 1), 0.8), ORANGE, "outputs", ink)
+    right.set_title("Lambda layer", color=ink, weight="bold")
+    _grid(right, 0.4, 1.4, torch.full((8, 2), 0.5), SKY, "context\nm positions", ink)
+    _grid(
+        right,
+        4.9,
+        3.4,
+        torch.tensor([[0.4, 0.9, 0.6], [0.7, 0.3, 0.8], [0.5, 0.6, 0.3]]),
+        SKY,
+        "λ: k × v, for content\nand for each position",
+        ink,
+    )
+    _grid(right, 10.2, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nn × k", ink)
+    _grid(right, 14.4, 1.4, torch.full((8, 1), 0.8), ORANGE, "outputs", ink)
+    arrows = [
+        (left, 2.2, 3.5),
+        (left, 9.7, 10.9),
+        (left, 12.6, 14.2),
+        (right, 2.0, 4.7),
+        (right, 7.3, 10.0),
+        (right, 12.5, 14.2),
+    ]
+    for axes, start, end in arrows:
+        axes.annotate("", (end, 4.6), (start, 4.6), arrowprops={"arrowstyle": "->", "color": ink, "linewidth": 1.5})
+    right.text(3.35, 5.0, "sum", ha="center", color=ink, fontsize=9)
+    right.text(8.65, 5.0, "apply", ha="center", color=ink, fontsize=9)
+    return figure
+
+
+def _grid(axes: Axes, x: float, y: float, shades: Tensor, colour: str, label: str, ink: str) -> None:
+    """Cells (rows, columns) of side 0.7, their opacity from 0 to 1, and a label beneath."""
+    side, (rows, columns) = 0.75, shades.shape
+    for row in range(rows):
+        for column in range(columns):
+            place = (x + side * column, y + side * (rows - 1 - row))
+            axes.add_patch(
+                Rectangle(place, side, side, facecolor=colour, alpha=float(shades[row, column]), linewidth=0)
+            )
+            axes.add_patch(Rectangle(place, side, side, fill=False, edgecolor=ink, linewidth=0.6))
+    axes.text(x + side * columns / 2, y - 0.25, label, ha="center", va="top", color=ink, fontsize=9)
 
 
 def example_layer() -> LambdaLayer1d:

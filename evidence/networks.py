@@ -2,7 +2,7 @@
 
 Each is a function of the settings and the number of classes, as `main_general.main` takes it for `make_model`, and
 changes as little as it can of the network that the settings describe. What is wrong in the study's layer stands here
-and in `study_network.py`, never in `lambda_layer.py`.
+and in `reference_networks/study.py`, never in `lambda_layer.py`.
 
 b batch · n query positions · m context positions · d channels · k key depth · v value depth · u intra-depth · h heads
 """
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
-from benchmarks.reference_networks import replace_convolutions
-from benchmarks.scaling import SelfAttention2d
-from evidence.study_network import Size, build_study_lambda_resnet
 from lambda_layer import LambdaLayer
 from model_preparation import MakeModel, build_model, finish_model
+from reference_networks.attention import SelfAttention2d
+from reference_networks.plain import replace_convolutions
+from reference_networks.study import Size, build_study_lambda_resnet
 from user_input import UserInput
 
 WINDOW = 7  # side of the context of local self-attention (paper, Tables 3 and 4)

@@ -20,7 +20,7 @@ import update_links
 
 PAGES = [*update_links.pages(), PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src(?:set)?=\")([^)\s\"]+)")
 TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun ", "git ", "pre-commit ", ".ci/run")
 
 # main_general.py's commands are parsed here, which refuses a wrong flag or value; test_main_general.py has whole runs.

@@ -39,7 +39,8 @@ def table() -> list[tuple[list[str], int, set[str]]]:
 
 def modules() -> list[Path]:
     """The project's files, without the tests."""
-    return [path for path in sorted(PROJECT.glob("*.py")) + sorted(PROJECT.glob("*/*.py")) if room(path) != "tests/"]
+    files = [*sorted(PROJECT.glob("*.py")), *sorted(PROJECT.glob("*/*.py"))]
+    return [path for path in files if not room(path).startswith((".", "tests/"))]
 
 
 def room(path: Path) -> str:
@@ -63,7 +64,8 @@ def imports(path: Path) -> frozenset[str]:
 
 def imported_files(path: Path) -> set[Path]:
     """The project's files among what a file imports."""
-    candidates = (PROJECT / f"{name.replace('.', '/')}.py" for name in imports(path))
+    paths = [PROJECT / name.replace(".", "/") for name in imports(path)]
+    candidates = {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
     return {candidate for candidate in candidates if candidate.is_file()}
 
 
@@ -118,15 +120,13 @@ def test_files_are_short_and_few_at_the_top() -> None:
     assert len(list(PROJECT.glob("*.py"))) <= MOST_FILES
 
 
-def test_an_import_within_a_function_says_why() -> None:
-    for path in modules():
-        source = path.read_text(encoding="utf-8")
-        lines = source.splitlines()
-        for function in ast.walk(ast.parse(source)):
-            if isinstance(function, ast.FunctionDef):
-                for node in ast.walk(function):
-                    if isinstance(node, ast.Import | ast.ImportFrom):
-                        assert "#" in lines[node.lineno - 1], f"{path.name}:{node.lineno}"
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.name)
+def test_an_import_within_a_function_says_why(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    within = [node for function in functions for node in ast.walk(function)]
+    lines = {node.lineno for node in within if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert all("#" in source.splitlines()[line - 1] for line in lines), lines
 
 
 def test_no_import_is_hidden_from_running() -> None:

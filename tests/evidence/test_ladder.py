@@ -16,10 +16,10 @@ from evidence.networks import (
     mended_value_norm,
     study,
 )
-from evidence.study_network import StudyLambdaLayer
 from experiments import EXPERIMENTS
 from lambda_layer import LambdaLayer
 from model_preparation import build_model
+from reference_networks.study import StudyLambdaLayer
 from user_input import UserInput
 
 CLASSES = 10

@@ -1,4 +1,4 @@
-"""The benchmark's reference rows: what the study trained and what a plain user of torchvision trains.
+"""Networks as they are commonly written: what the study trained, and what a plain user of torchvision trains.
 
 b batch · n query positions · m context positions (all n of them) · d channels · k key depth · v value depth · h heads
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from evidence.study_network import Size, StudyLambdaLayer, build_study_lambda_resnet
+from reference_networks.study import Size, StudyLambdaLayer, build_study_lambda_resnet
 from resnet import build_resnet, halve, stage_sizes
 
 

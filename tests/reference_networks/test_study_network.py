@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.reference_networks import PlainStudyLambdaLayer
-from evidence.study_network import StudyLambdaLayer, build_study_lambda_resnet, load_study_state_dict
 from model_preparation import finish_model
+from reference_networks.plain import PlainStudyLambdaLayer
+from reference_networks.study import StudyLambdaLayer, build_study_lambda_resnet, load_study_state_dict
 from user_input import UserInput
 
 GOLDEN = np.load(Path(__file__).with_name("study_golden.npz"))

@@ -1,0 +1,1 @@
+"""Networks to compare with: the study's, torchvision's as it is, self-attention in place of the convolutions."""
