@@ -49,10 +49,11 @@ class AlwaysTraining(nn.Module):
 
 
 class PositionNorm(nn.BatchNorm1d):
-    """Batch norm over positions in place of channels: (b·n, c) -> (b·n, c), each of the n positions by itself."""
+    """Batch norm over positions in place of channels: (b, c, H, W) -> the same, each of the n positions by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.view(-1, self.num_features, x.shape[1])).flatten(0, 1)
+        positions = x.flatten(2).transpose(1, 2)  # (b, n, c)
+        return super().forward(positions).transpose(1, 2).view_as(x)
 
 
 def study_layer(args: UserInput, num_classes: int) -> nn.Module:
