@@ -9,6 +9,7 @@ b batch · c channels in · o channels out · height, width of the map · n = he
 import copy
 import ctypes
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
 from lambda_ops.linear import linear
+from lambda_ops.modules import is_dense, is_plain
 
 
 class FastConv2d(nn.Conv2d):
@@ -38,7 +40,7 @@ class FastConv2d(nn.Conv2d):
         To `torch.fx` and `torch.jit.trace`, which write down what is done for any device, it is a plain convolution.
         """
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not plain or not isinstance(x, Tensor) or torch.jit.is_tracing():
+        if not plain or not is_dense(x) or not is_dense(self.weight) or torch.jit.is_tracing():
             return False
         return x.device.type == "cpu" and x.dim() == 4
 
@@ -75,22 +77,27 @@ def folded(model: nn.Module) -> nn.Module:
     """A copy of a ResNet for inference: each batch norm that follows a convolution is folded into its weights.
 
     The logits are those of the model in evaluation mode, up to rounding; the copy has other keys and is not trained.
+    What has hooks, an adapter or weights of another kind is left as it is.
     """
     model = copy.deepcopy(model).eval()
-    assert isinstance(model.conv1, nn.Conv2d)
-    assert isinstance(model.bn1, nn.BatchNorm2d)
-    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
+    _fold(model, "conv1", "bn1")
     for block in model.modules():
-        if not isinstance(block, Bottleneck):
-            continue
-        for number in (1, 2, 3):
-            convolution, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
-            if isinstance(convolution, nn.Conv2d):
-                setattr(block, f"conv{number}", fuse_conv_bn_eval(convolution, norm))
-                setattr(block, f"bn{number}", nn.Identity())
-        if block.downsample is not None:
-            block.downsample = fuse_conv_bn_eval(*block.downsample)
+        if isinstance(block, Bottleneck):
+            for number in (1, 2, 3):
+                _fold(block, f"conv{number}", f"bn{number}")
+            _fold(block.downsample, "0", "1")
     return model
+
+
+def _fold(parent: nn.Module | None, convolution: str, norm: str) -> None:
+    """Fold the norm into the convolution, both named as in their parent, if they are plain ones."""
+    first: Any = getattr(parent, convolution, None)
+    second: Any = getattr(parent, norm, None)
+    if not is_plain(first, nn.Conv2d, FastConv2d) or not is_plain(second, nn.BatchNorm2d, nn.SyncBatchNorm):
+        return
+    if second.running_mean is not None:  # else it normalises by each batch
+        setattr(parent, convolution, fuse_conv_bn_eval(first, second))
+        setattr(parent, norm, nn.Identity())
 
 
 def keep_freed_memory() -> bool:

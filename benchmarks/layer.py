@@ -78,12 +78,12 @@ class PlainLambda(nn.Module):
         layer, (b, _, *size) = self.layer, x.shape
         h, k, v, u = layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
         query, key, value = (
-            F.conv2d(x, linear.weight[:, :, None, None]).flatten(2)
+            F.conv2d(x, linear.weight[:, :, None, None])
             for linear in (layer.to_queries, layer.to_keys, layer.to_values)
         )
-        query = layer.norm_queries(query).view(b, h, k, -1)
-        value = layer.norm_values(value).view(b, v, u, -1)
-        key = key.view(b, k, u, -1).softmax(-1)
+        query = layer.norm_queries(query).reshape(b, h, k, -1)
+        value = layer.norm_values(value).reshape(b, v, u, -1)
+        key = key.reshape(b, k, u, -1).softmax(-1)
         content_lambda = torch.einsum("bkum,bvum->bkv", key, value)
         y = torch.einsum("bhkn,bkv->bhvn", query, content_lambda) + self.position(query, value, size)
         return y.reshape(b, h * v, *size)

@@ -36,17 +36,19 @@ SQUEEZE = 16  # channels of a block for each one of its gate (Hu et al., 2018)
 
 
 class PositionNorm(nn.BatchNorm1d):
-    """Batch norm over positions in place of channels: (b·n, c) -> (b·n, c), each of the n positions by itself."""
+    """Batch norm over positions in place of channels: (b, c, H, W) -> the same, each of the n positions by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.view(-1, self.num_features, x.shape[1])).flatten(0, 1)
+        positions = x.flatten(2).transpose(1, 2)  # (b, n, c)
+        return super().forward(positions).transpose(1, 2).view_as(x)
 
 
 class AcrossHeadsNorm(nn.BatchNorm1d):
-    """Batch norm over the k numbers of a query, across its heads: (b·n, h·k) -> (b·n, h·k)."""
+    """Batch norm over the k numbers of a query, across its heads: (b, h·k, H, W) -> (b, h·k, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.view(-1, self.num_features)).view_as(x)
+        rows = x.movedim(1, -1)  # (b, H, W, h·k)
+        return super().forward(rows.reshape(-1, self.num_features)).view(rows.shape).movedim(-1, 1)
 
 
 def study(args: UserInput, num_classes: int) -> nn.Module:

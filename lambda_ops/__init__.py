@@ -25,6 +25,7 @@ Each module imports from those above it alone:
     sizes       lengths of the spatial axes
     recording   which operations may be used where they are written down
     chunks      work in pieces that stay in cache
+    modules     when a weight may be read in place of calling its module
     linear      the projections' product
     tiles       a map in tiles, each with its context
     orders      attention order and lambda order

@@ -114,7 +114,7 @@ def test_torchvision_extracts_features(network: nn.Module) -> None:
             network(images)
         assert features.keys() == kept.keys()
         for name, feature in features.items():
-            assert torch.equal(feature, kept[name])
+            torch.testing.assert_close(feature, kept[name], rtol=1e-4, atol=1e-5)  # products differ in rounding
     handle.remove()
     extractor.train()(torch.randn(2, 3, 64, 64))["lambda"].sum().backward()
     with pytest.raises(ValueError, match="covers .* at most: call resize_embedding"):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import ResNet
@@ -246,3 +247,34 @@ def test_gradients_have_the_format_of_their_parameters(memory_format) -> None:
     for name, parameter in model.named_parameters():
         if parameter.shape[2:] != (1, 1):  # whose two formats are one order
             assert parameter.grad.stride() == parameter.stride(), name
+
+
+def test_what_is_not_a_plain_convolution_and_norm_is_not_folded() -> None:
+    model, x = quicken(make_network("CCLL")).eval(), torch.randn(2, 3, 32, 32)
+    seen = []
+    model.conv1.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    block = model.layer1[0]
+    prune.l1_unstructured(block.conv1, "weight", amount=0.5)
+    parametrizations.weight_norm(block.conv3)
+    block.bn2.track_running_stats, block.bn2.running_mean, block.bn2.running_var = False, None, None
+    block.downsample[0] = nn.Sequential(block.downsample[0], nn.Dropout2d(0.5)).eval()
+    model.layer2 = nn.SyncBatchNorm.convert_sync_batchnorm(model.layer2)
+    with torch.no_grad():
+        logits = model(x)
+    smaller = folded(model)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(x), logits, rtol=1e-4, atol=1e-4)
+    assert len(seen) == 2
+    left = {name for name, module in smaller.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert {name for name in left if not name.startswith(("layer3", "layer4"))} == {
+        "bn1", *(f"layer1.0.{name}" for name in ("bn1", "bn2", "bn3", "downsample.1"))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_pruned_convolution_is_trained(size: int) -> None:
+    plain = nn.Conv2d(4, 6, 3, padding=1)
+    for convolution in (plain, fast := quicken(copy.deepcopy(plain))):
+        prune.l1_unstructured(convolution, "weight", amount=0.5)
+    for _ in range(2):
+        compare(plain, fast, torch.randn(8, 4, size, size), 1e-4)

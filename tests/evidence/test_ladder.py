@@ -135,6 +135,7 @@ def test_the_value_norm_of_rung_2_is_over_positions() -> None:
     # position 0 has 1, 3, 5, 7 (mean 4, variance 5), position 1 has 10, 20, 20, 30 (mean 20, variance 50)
     expected = torch.tensor([[-3.0, -1.0], [-10.0, 0.0], [1.0, 3.0], [0.0, 10.0]])
     expected /= torch.tensor([5.0, 50.0, 5.0, 50.0]).sqrt()[:, None]
+    x, expected = (rows.view(2, 1, 2, 2).permute(0, 3, 1, 2) for rows in (x, expected))  # maps of 1×2 positions
     torch.testing.assert_close(norm(x), expected, atol=1e-4, rtol=1e-4)
 
 
