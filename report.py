@@ -99,7 +99,7 @@ def section(answer: Answer, folder: Path) -> str:
     if experiment.chooses:
         parts.append(tables.choices(answer))
     else:
-        parts += [counted(answer), tables.results(answer), tables.each_seed(answer)]
+        parts += [counted(answer), *([tables.results(answer), tables.each_seed(answer)] if answer.epochs else [])]
         parts += [tables.differences(answer, "test"), tables.verdicts(answer), tables.equivalences(answer.test)]
         parts += [tables.differences(answer, "train"), tables.sample_size(answer)]
     parts += draw(answer, folder, FIGURES)

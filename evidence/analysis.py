@@ -23,6 +23,7 @@ class Network:
     label: str
     records: list[Record]
     last_epochs: int = 1
+    planned: tuple[int, ...] = ()  # seeds
 
     @property
     def done(self) -> list[Record]:
@@ -48,13 +49,16 @@ class Network:
 
     @property
     def states(self) -> str:
-        """`2 of 3 done, seed 2 cut off after epoch 12`; nothing where all are done."""
-        others = [
-            f"seed {record.seed} {record.state} after epoch {len(record.rows)}"
+        """`2 of 3 seeds done, seed 2 unfinished after epoch 12`; nothing where all are done."""
+        parts = [
+            f"seed {record.seed} {record.progress} after epoch {len(record.rows)}"
             for record in self.records
             if record.state != "done"
         ]
-        return ", ".join([f"{len(self.done)} of {len(self.records)} done", *others]) if others else ""
+        begun = {record.seed for record in self.records}
+        if waiting := [str(seed) for seed in self.planned if seed not in begun]:
+            parts.append(f"seed{'s' if len(waiting) > 1 else ''} {', '.join(waiting)} not begun")
+        return ", ".join([f"{len(self.done)} of {len(begun) + len(waiting)} seeds done", *parts]) if parts else ""
 
     def endpoint(self, record: Record, key: str) -> float | None:
         """Mean of a figure over the last epochs that count."""
@@ -109,7 +113,9 @@ class Answer:
     def networks(self) -> dict[str, Network]:
         """By label, those that were begun."""
         return {
-            label: Network(label, self.chapter.records[variation.name], self.experiment.last_epochs)
+            label: Network(
+                label, self.chapter.records[variation.name], self.experiment.last_epochs, self.experiment.seeds
+            )
             for label, variation in self.experiment.variations.items()
             if variation.name in self.chapter.records
         }

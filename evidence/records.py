@@ -33,6 +33,11 @@ class Record:
         return "cut off" if owed else "done"
 
     @property
+    def progress(self) -> str:
+        """Its state as a reader is told: what is cut off may be on its way."""
+        return "unfinished" if self.state == "cut off" else self.state
+
+    @property
     def seed(self) -> int:
         return self.config["settings"]["seed"]
 

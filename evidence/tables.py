@@ -306,7 +306,7 @@ def runs(chapter: Chapter) -> str:
             commit, mark = str(config.get("commit") or "–"), ""
             commit, mark, _ = commit.partition("-")
             software = f"{versions['python']}, {versions['torch']}"
-            row = [name, str(record.seed), record.state, str(len(record.rows))]
+            row = [name, str(record.seed), record.progress, str(len(record.rows))]
             rows.append(
                 [*row, commit[:7] + (" changed" if mark else ""), software, str(config.get("started", "–"))[:10]]
             )

@@ -120,12 +120,26 @@ def test_incomplete_and_unfinished_runs_are_shown_as_such(tmp_path: Path) -> Non
     write_run(conditions(tmp_path), STAGE_1["S"], 1, [30.0] * 12, [40.0] * 12)
     write_run(conditions(tmp_path), STAGE_1["S"], 2, [30.0] * 3, [40.0] * 3, failure="diverged")
     text, _ = write_report(tmp_path, tmp_path, "")
-    assert "S: 1 of 3 done, seed 1 cut off after epoch 12, seed 2 diverged after epoch 3." in text
+    assert "S: 1 of 3 seeds done, seed 1 unfinished after epoch 12, seed 2 diverged after epoch 3." in text
     assert line(text, "| seeds 0–2 |", "| S |")[2] == "73.60, –, –"
     assert line(text, "| top-1 test |", "| S − R |")[1:6] == ["−1.20", "–", "–", "–", "0: −1.20"]
     assert line(text, "| top-1 test |", "| L − R |")[5] == "0: +0.40, 1: +0.10, 2: +0.70"
+    assert line(text, "### Runs", "| stage_1_S | 1 |")[2:4] == ["unfinished", "12"]
     svg = next(tmp_path.rglob("stage_1-curves.svg")).read_text(encoding="utf-8")
     assert "S − R (2 runs to epoch 12, 1 to 20)" in svg
+
+
+def test_runs_on_their_way_are_drawn_and_nothing_is_said_of_their_ends(tmp_path: Path) -> None:
+    write_run(conditions(tmp_path), STAGE_1["R"], 1, [50.0, 60.0], [51.0, 61.0])
+    text, remarks = write_report(tmp_path, tmp_path, "")
+    assert remarks == []
+    assert "R: 0 of 3 seeds done, seed 1 unfinished after epoch 2, seeds 0, 2 not begun." in text
+    assert "No run is done yet; the curves show the epochs so far." in text
+    assert "Not run yet: S; L." in text
+    assert "| network |" not in text
+    assert list(tmp_path.rglob("*.svg")) == [
+        tmp_path / report.FIGURES / "cifar-10_cpu_fp32_full" / "stage_1-curves.svg"
+    ]
 
 
 def test_figures_on_another_copy_have_no_others_beside_them(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_counts_as_a_failure(root: Path) -> None:
     text, remarks = results(root)
     assert remarks == f"{PLACE}/lambda/seed-0 counts as not finite: test_loss of epoch 2 is nan"
     assert "82.50 ± 0.71 (2)" in row(text)
-    assert "2 of 3 done, seed 0 not finite after epoch 3" in text
+    assert "2 of 5 seeds done, seed 0 not finite after epoch 3, seeds 3, 4 not begun" in text
 
 
 @pytest.mark.parametrize(
