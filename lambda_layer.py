@@ -25,15 +25,16 @@ from torch import Tensor, nn
 from lambda_ops.linear import products
 from lambda_ops.modules import is_plain
 from lambda_ops.position import absolute_output, relative_output
-from lambda_ops.recording import is_recorded
+from lambda_ops.recording import takes_any_operation
 from lambda_ops.rule import Way
-from lambda_ops.sizes import Size, lengths
+from lambda_ops.sizes import Size, are_symbols, numbers, pinned
 
 # to a trace, such as torchvision's create_feature_extractor makes, each function so marked is one step, since what it
 # does depends on the input's size
 torch.fx.wrap("products")
 torch.fx.wrap("relative_output")
 torch.fx.wrap("absolute_output")
+torch.fx.wrap("pinned")
 
 
 class LambdaLayer(nn.Module):
@@ -130,9 +131,10 @@ class LambdaLayer(nn.Module):
             if embedding is not None and tuple(embedding.shape) != shape:
                 raise ValueError(f"embedding has shape {tuple(embedding.shape)}; this layer needs {shape}")
             self.embedding = nn.Parameter(torch.empty(shape, **factory)) if embedding is None else embedding
-        self._shares_embedding = embedding is not None
         self.position_bias = nn.Parameter(torch.empty(key_depth, **factory)) if position_bias else None
-        self.reset_parameters()
+        self._initialise()
+        if self.embedding is not None and embedding is None:
+            nn.init.normal_(self.embedding)
 
     @classmethod
     def make_embedding(
@@ -183,7 +185,12 @@ class LambdaLayer(nn.Module):
         return (key_depth, intra_depth, *(2 * length - 1 for length in size))
 
     def reset_parameters(self) -> None:
-        """The paper's initialisation; a shared embedding was drawn where it was made and is left alone."""
+        """The paper's initialisation, of a shared embedding too."""
+        self._initialise()
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding)
+
+    def _initialise(self) -> None:
         nn.init.normal_(self.to_queries.weight, std=(self.dim * self.key_depth) ** -0.5)
         if self.to_keys is not None:
             nn.init.normal_(self.to_keys.weight, std=self.dim**-0.5)
@@ -191,14 +198,14 @@ class LambdaLayer(nn.Module):
         for norm in (self.norm_queries, self.norm_values):
             if hasattr(norm, "reset_parameters"):  # which an identity has not
                 norm.reset_parameters()
-        if self.embedding is not None and not self._shares_embedding:
-            nn.init.normal_(self.embedding)
         if self.position_bias is not None:
             nn.init.zeros_(self.position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         size = _checked_size(x, self.dim, self.axes, self.position, None if self.scope else self.input_size)
-        query, value, key = self._project(x.movedim(1, -1))  # (b, *size, d), a view of a channels-last input
+        last = self.axes + 1  # the axis, counted from the front, as ONNX has it
+        x = pinned(x, size).movedim(1, last)  # (b, *size, d), a view of a channels-last input
+        query, value, key = self._project(x)
         query = _by_position(self._normalised(self.norm_queries, query), self.heads, self.key_depth)
         # the output channels of to_values are (v, u); v last, because whole rows of v are copied into windows
         value = _by_position(self._normalised(self.norm_values, value), self.value_depth, self.intra_depth)
@@ -210,7 +217,7 @@ class LambdaLayer(nn.Module):
             position_output = relative_output if self.position == "relative" else absolute_output
             outputs.append(position_output(query, value, self.embedding, size, self._way))
         y = outputs[0] if len(outputs) == 1 else _added(*outputs)
-        return y.flatten(2).unflatten(1, size).movedim(-1, 1)
+        return y.flatten(2).unflatten(1, size).movedim(last, 1)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(b, *size, d) -> queries, values and keys, (b, *size, …) each."""
@@ -225,7 +232,7 @@ class LambdaLayer(nn.Module):
         """(b, *size, c) -> (b, *size, c), by a norm that is given a map (b, c, *size), channels last."""
         if self.axes == 1 and is_plain(norm, nn.BatchNorm1d):  # a third of the time that it takes over a strided map
             return norm(x.flatten(0, 1)).view_as(x)
-        return norm(x.movedim(-1, 1)).movedim(1, -1)
+        return norm(x.movedim(self.axes + 1, 1)).movedim(1, self.axes + 1)
 
     def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return content_output(query, key, value, self.position_bias)
@@ -300,16 +307,20 @@ def _interpolate(table: Tensor, size: Size) -> Tensor:
 
 def _added(one: Tensor, other: Tensor) -> Tensor:
     """one + other; in place only without gradients, since autograd makes two copies for a view that is changed."""
-    return one + other if torch.is_grad_enabled() or is_recorded() else one.add_(other)
+    return one.add_(other) if takes_any_operation() and not torch.is_grad_enabled() else one + other
 
 
 @torch.fx.wrap
 def _checked_size(x: Tensor, dim: int, axes: int, position: str, limits: Size | None) -> Size:
     """The lengths of the spatial axes of an input that has `dim` channels and fits a global embedding's `limits`."""
-    if x.dim() != axes + 2 or x.shape[1] != dim or 0 in x.shape:
+    if x.dim() != axes + 2 or x.shape[1] != dim or 0 in x.shape[2:]:
         raise ValueError(f"input has shape {tuple(x.shape)}; it must be (batch, {dim}, {axes} length(s)), none 0")
-    size = lengths(x)[2:]
-    if limits is None or position == "none" or size == limits:
+    size = numbers(x.shape[2:])
+    if limits is None or position == "none":
+        return size
+    if are_symbols(size):
+        raise ValueError("a program for inputs of any size needs a local context: give a scope, or export for one size")
+    if size == limits:
         return size
     covers = f"position embedding covers {limits} at most"
     if position == "absolute":
@@ -332,9 +343,9 @@ def content_output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
 
     query (b, n, h, k), key (b, m, k, u), value (b, m, u, v), bias (k) -> (b, n, h, v)
     """
-    b, n, h, k = query.shape
-    key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).reshape(b, -1, k)  # (b, m·u, k)
+    b, n, h, _ = query.shape
+    key = key.softmax(dim=1).to(value.dtype).transpose(2, 3).flatten(1, 2)  # (b, m·u, k)
     content_lambda = torch.bmm(key.transpose(1, 2), value.flatten(1, 2))  # (b, k, v)
     if bias is not None:
         content_lambda = content_lambda + bias.to(content_lambda.dtype).unsqueeze(1)
-    return torch.bmm(query.reshape(b, n * h, k), content_lambda).reshape(b, n, h, -1)
+    return torch.bmm(query.flatten(1, 2), content_lambda).view(b, n, h, value.shape[3])

@@ -18,6 +18,7 @@ from torchvision.models.resnet import Bottleneck
 
 from lambda_ops.linear import linear
 from lambda_ops.modules import is_dense, is_plain
+from lambda_ops.recording import takes_functions
 
 
 class FastConv2d(nn.Conv2d):
@@ -37,12 +38,13 @@ class FastConv2d(nn.Conv2d):
     def _applies_to(self, x: Tensor) -> bool:
         """Whether x is a batch on the CPU, and this a convolution of the ordinary kind.
 
-        To `torch.fx` and `torch.jit.trace`, which write down what is done for any device, it is a plain convolution.
+        To `torch.fx` and `torch.jit.trace`, which write down what is done for any device, and to the transforms of
+        `torch.func` it is a plain convolution.
         """
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not plain or not is_dense(x) or not is_dense(self.weight) or torch.jit.is_tracing():
+        if not plain or not is_dense(x) or not is_dense(self.weight) or not takes_functions():
             return False
-        return x.device.type == "cpu" and x.dim() == 4
+        return x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
 
     def _is_3x3(self) -> bool:
         return self.kernel_size == (3, 3) and self.padding == (1, 1) and self.dilation == (1, 1)

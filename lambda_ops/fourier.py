@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lambda_ops.chunks import accumulate, most_floats
-from lambda_ops.recording import differentiable_gradients, in_pieces
-from lambda_ops.sizes import Size, lengths
+from lambda_ops.recording import differentiable_gradients, in_pieces, takes_functions, without_autocast
+from lambda_ops.sizes import Size, numbers
 
 
 class FourierOrder(torch.autograd.Function):
@@ -34,7 +34,7 @@ class FourierOrder(torch.autograd.Function):
         inverse, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward
             return None, *differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad):
             return None, *FourierOrder.gradients((inverse, *saved), grad)
 
     @staticmethod
@@ -117,7 +117,7 @@ def fourier_output(query: Tensor, value: Tensor, table: Tensor, size: Size) -> T
     query, value, table = query.to(dtype), value.to(dtype), table.to(dtype)
     b, _, u, v = value.shape
     width = size[-1]
-    length = fourier_length(width, lengths(table)[-1])
+    length = fourier_length(width, numbers(table.shape[2:])[-1])
     matrix = _fourier(length, torch.arange(width, device=table.device), table)  # (2·f, width)
     values = torch.matmul(matrix, value.reshape(b, -1, width, u * v).flip(1))  # (b, rows, 2·f, u·v)
     values = values.reshape(*values.shape[:2], -1, 2, u, v).permute(2, 3, 4, 1, 0, 5)  # (f, 2, u, rows, b, v)
@@ -136,7 +136,7 @@ def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
     """(k, u, *scope) -> (f, 2·rows·k, 2·u·rows): lambdas' real and imaginary parts, from those of values."""
     for axis, side in enumerate(rows, start=2):
         table = F.pad(table.movedim(axis, -1), (side - 1 - table.shape[axis] // 2,) * 2).movedim(-1, axis)
-    r = lengths(table)[-1]
+    r = numbers(table.shape[2:])[-1]
     # turned round, as E[n, m] goes by m - n, and the kernel of a convolution by n - m
     spectrum = table.flatten(2, -2) if rows else table.unsqueeze(2)
     offsets = r // 2 - torch.arange(r, device=table.device)
@@ -144,7 +144,9 @@ def _fourier_embedding(table: Tensor, rows: Size, length: int) -> Tensor:
     real, imaginary = spectrum.movedim(-1, 0).unflatten(0, (-1, 2)).unbind(1)  # (f, k, u, offsets)
     parts = torch.stack([real, -imaginary, imaginary, real], dim=1).flip(-1)
     parts = parts.unflatten(-1, table.shape[2:-1] or (1,)).unflatten(1, (2, 2))  # (f, 2, 2, k, u, *offsets)
-    return _matrices(_hankel_view(parts)) if torch.jit.is_tracing() else Hankel.apply(parts)
+    if max(rows, default=1) > 1 and takes_functions():
+        return Hankel.apply(parts)
+    return _matrices(_hankel_view(parts))
 
 
 class Hankel(torch.autograd.Function):
@@ -186,7 +188,8 @@ def _hankel_view(parts: Tensor) -> Tensor:
 
 def _matrices(view: Tensor) -> Tensor:
     """(f, 2, *rows, k, 2, u, *rows) -> (f, 2·rows·k, 2·u·rows)"""
-    return view.flatten(1, (view.dim() - 1) // 2).flatten(2)
+    last = (view.dim() - 1) // 2 + 1  # in one step, whose copy is no view
+    return view.reshape(len(view), math.prod(view.shape[1:last]), math.prod(view.shape[last:]))
 
 
 def _fourier(length: int, positions: Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from lambda_ops.modules import is_dense
-from lambda_ops.recording import is_recorded
+from lambda_ops.recording import takes_any_operation
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and not is_recorded()  # the compiler chooses among the libraries itself
+        and takes_any_operation()  # the compiler chooses among the libraries itself
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lambda_ops.chunks import in_chunks
 from lambda_ops.recording import recomputed
-from lambda_ops.sizes import Size, lengths
+from lambda_ops.sizes import Size, numbers
 
 
 def map_output(name: str, query: Tensor, value: Tensor, table: Tensor, size: Size) -> Tensor:
@@ -24,7 +24,9 @@ def map_output(name: str, query: Tensor, value: Tensor, table: Tensor, size: Siz
 
 def _map_order(map_lambda: Callable, size: Size, query: Tensor, value: Tensor, table: Tensor) -> Tensor:
     b, n, h, k = query.shape
-    position_lambda = map_lambda(value.permute(0, 3, 2, 1).unflatten(3, size), table)  # (b, v, k, *size)
+    # shapes of all that follows start at b, from which the older exporter to ONNX sees that it is open
+    value = value.permute(0, 3, 2, 1).reshape(b, value.shape[3], value.shape[2], *size)
+    position_lambda = map_lambda(value, table)  # (b, v, k, *size)
     # a copy even of one image, which reshape would view: products of other strides are done one by one
     position_lambda = position_lambda.flatten(3).permute(0, 3, 2, 1).clone(memory_format=torch.contiguous_format)
     position_lambda = position_lambda.view(b * n, k, -1)
@@ -35,7 +37,8 @@ def _convolution_lambda(value: Tensor, table: Tensor) -> Tensor:
     """The values' v is folded into the batch: (b, v, u, *size), (k, u, *scope) -> (b, v, k, *size)."""
     convolution = (F.conv1d, F.conv2d, F.conv3d)[table.dim() - 3]
     padding = tuple(r // 2 for r in table.shape[2:])
-    return convolution(value.flatten(0, 1), table, padding=padding).unflatten(0, value.shape[:2])
+    y = convolution(value.reshape(-1, *value.shape[2:]), table, padding=padding)
+    return y.view(*value.shape[:2], *y.shape[1:])
 
 
 def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     axes = table.dim() - 2
-    scope, size = lengths(table)[2:], lengths(value)[3:]
+    scope, size = numbers(table.shape[2:]), numbers(value.shape[3:])
     padded = [fft_length(s + r // 2) for s, r in zip(size, scope, strict=True)]
     values = _frequencies(value.to(dtype), padded)  # (b, v, u, *f)
     kernels = _frequencies(table.to(dtype).flip(tuple(range(-axes, 0))), padded)  # (k, u, *f)

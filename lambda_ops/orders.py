@@ -21,13 +21,22 @@ def tiled_output(name: str, tiling: Tiling, query: Tensor, value: Tensor, expand
     if name == "attention":
         # windows may be 8 times as large as what is to stay in cache: they are read but once
         order: Callable = partial(in_pieces(AttentionOrder, _attention_order), tiling)
-        return in_chunks(order, query, value, expanded, -(-tiles * c * v // 8))
+        return in_chunks(_ungrouped(order, tiling), query, value, expanded, -(-tiles * c * v // 8))
     order = recomputed(partial(_lambda_order, tiling))
-    return in_chunks(order, query, value, expanded, tiles * len(expanded) * k * v)
+    return in_chunks(_ungrouped(order, tiling), query, value, expanded, tiles * len(expanded) * k * v)
+
+
+def _ungrouped(order: Callable, tiling: Tiling) -> Callable:
+    """An order of work whose result is by position, (b, n, h, v), where it is by tile."""
+    return lambda query, value, expanded: tiling.ungroup(order(query, value, expanded))
 
 
 class AttentionOrder(torch.autograd.Function):
-    """a = query·E, then a·value: in pieces of a that stay in cache, each computed again for the gradients."""
+    """a = query·E, then a·value: in pieces of a that stay in cache, each computed again for the gradients.
+
+    query (b, n, h, k), value (b, m, u, v), expanded embedding (t, c·u, k) -> (B, t, h, v). The result is left in tiles,
+    since a view made in here could not be changed in place out there.
+    """
 
     @staticmethod
     def forward(ctx, tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
@@ -39,7 +48,7 @@ class AttentionOrder(torch.autograd.Function):
         for tile, blocks in pieces:
             attention = pieces.attention(_by_position(queries[blocks, tile]), expanded[tile])
             pieces.product_into(y[blocks, tile], _by_tile(attention, queries.shape[2]), windows[blocks])
-        return tiling.ungroup(y)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,7 +57,7 @@ class AttentionOrder(torch.autograd.Function):
             return None, *differentiable_gradients(partial(_attention_order, tiling), saved, grad)
         query, value, expanded = saved
         queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)
-        grad = tiling.group(grad).contiguous()  # (B, t, h, v)
+        grad = grad.contiguous()  # (B, t, h, v)
         grad_queries = torch.empty_like(queries)
         grad_windows, grad_expanded = torch.empty_like(windows), torch.empty_like(expanded)
         if tiling.whole():  # MKL adds to tall matrices (c·u, v) at half the speed that it has for their transposes
@@ -132,7 +141,7 @@ def _attention_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Ten
     t, h = queries.shape[1:3]
     attention = torch.bmm(_by_position(queries), expanded.transpose(1, 2))  # (t, h·B, c·u)
     y = torch.bmm(_by_tile(attention, h), windows)  # (B, t·h, v)
-    return tiling.ungroup(y.unflatten(1, (t, h)))
+    return y.unflatten(1, (t, h))
 
 
 def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor) -> Tensor:
@@ -140,4 +149,4 @@ def _lambda_order(tiling: Tiling, query: Tensor, value: Tensor, expanded: Tensor
     _, t, _, k = queries.shape
     position_lambda = torch.matmul(expanded.transpose(1, 2).flatten(0, 1), windows)  # (B, t·k, v)
     y = torch.bmm(queries.flatten(0, 1), position_lambda.reshape(-1, k, windows.shape[2]))  # (B·t, h, v)
-    return tiling.ungroup(y.unflatten(0, (-1, t)))
+    return y.unflatten(0, (-1, t))

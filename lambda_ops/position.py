@@ -6,8 +6,9 @@ from torch import Tensor
 from lambda_ops.fourier import fourier_output
 from lambda_ops.maps import MAP_LAMBDAS, map_output
 from lambda_ops.orders import tiled_output
+from lambda_ops.recording import is_recorded, without_autocast
 from lambda_ops.rule import Way, choose_way
-from lambda_ops.sizes import Size, lengths
+from lambda_ops.sizes import Size, are_symbols, numbers
 from lambda_ops.tiles import Tiling
 
 
@@ -16,11 +17,14 @@ def relative_output(query: Tensor, value: Tensor, table: Tensor, size: Size, way
 
     query (b, n, h, k), value (b, n, u, v), table (k, u, *odd sides) -> (b, n, h, v)
     """
-    table = _middle(table, size).to(query.dtype)
-    scope = lengths(table)[2:]
-    way = way or _way_for(query, value, size, scope)
+    table = table.to(query.dtype)
+    if are_symbols(size):  # the one way that is the same for all sizes
+        return map_output("convolution", query, value, table, size)
+    table = _middle(table, size)
+    scope = numbers(table.shape[2:])
+    way = _way_of_none(query, size) or way or _way_for(query, value, size, scope)
     if way.name == "fourier":
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             return fourier_output(query, value, table, size)
     if way.name in MAP_LAMBDAS:
         return map_output(way.name, query, value, table, size)
@@ -34,16 +38,25 @@ def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size,
     query (b, n, h, k), value (b, m, u, v), embedding (n, m, k, u) -> (b, n, h, v)
     """
     scope = tuple(2 * length - 1 for length in size)
-    way = way or _way_for(query, value, size, scope, only_whole=True)
+    way = _way_of_none(query, size) or way or _way_for(query, value, size, scope, only_whole=True)
     expanded = embedding.to(query.dtype).transpose(2, 3).flatten(1, 2)  # (n, m·u, k)
     return tiled_output(way.name, Tiling(size, size, scope), query, value, expanded)
 
 
+def _way_of_none(query: Tensor, size: Size) -> Way | None:
+    """For an empty batch, a way of PyTorch's own operations, which take it; gradients are nought, and not missing."""
+    return Way("lambda", size) if not is_recorded() and len(query) == 0 else None
+
+
 def _way_for(query: Tensor, value: Tensor, size: Size, scope: Size, only_whole: bool = False) -> Way:
     """The rule's choice for queries (b, n, h, k) and values (b, n, u, v); a trace is for use, in forward passes."""
-    (_, _, h, k), (_, _, u, v) = lengths(query), lengths(value)
+    (h, k), (u, v) = numbers(query.shape[2:]), numbers(value.shape[2:])
     backward = torch.is_grad_enabled() and not torch.jit.is_tracing()
-    return choose_way(size, scope, h, k, v, u, device=query.device.type, backward=backward, only_whole=only_whole)
+    way = choose_way(size, scope, h, k, v, u, device=query.device.type, backward=backward, only_whole=only_whole)
+    if is_recorded() and torch.onnx.is_in_onnx_export() and not only_whole:
+        # neither exporter writes an FFT, and the older one, which traces, no windows
+        return Way("convolution") if way.name == "fft" or torch.jit.is_tracing() else way
+    return way
 
 
 def _middle(table: Tensor, size: Size) -> Tensor:

@@ -1,10 +1,12 @@
-"""Which operations may be used: Python's own are left out where a compiler or a trace writes down what is done."""
+"""Which operations may be used: PyTorch's own alone where what is done is written down, or transformed."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 
@@ -13,22 +15,43 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap, jvp, …) or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def takes_any_operation() -> bool:
+    """Whether nothing is written down or transformed: functions of our own and changes in place serve as well."""
+    return not is_recorded() and not is_transformed()
+
+
+def takes_functions() -> bool:
+    """Whether autograd functions of our own and recomputation serve: the compiler looks into both, but no transform."""
+    return torch.compiler.is_compiling() or takes_any_operation()
+
+
 def in_pieces(fast: type[torch.autograd.Function], plain: Callable) -> Callable:
-    """The order of work that goes piece by piece, or, where operations are recorded, the same in one piece."""
-    if not is_recorded():
+    """The order of work that goes piece by piece, or the same in one piece where that takes operations of our own."""
+    if takes_any_operation():
         return fast.apply
     return lambda constant, *tensors: recomputed(partial(plain, constant))(*tensors)
 
 
 def recomputed(order: Callable) -> Callable:
     """`order` whose backward pass computes the lambdas (b, n, k, v) again instead of keeping them."""
-    if torch.jit.is_tracing():
+    if not takes_functions():
         return order
 
     def recomputed(query: Tensor, value: Tensor, embedding: Tensor) -> Tensor:
         return checkpoint(order, query, value, embedding, use_reentrant=False, preserve_rng_state=False)
 
     return recomputed
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Autocast off for the device of `x`, where there is autocast at all; the meta device has none."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -56,22 +56,29 @@ class Tiling(NamedTuple):
         return pairs.masked_fill(~inside, math.prod(self.scope))
 
     def group(self, x: Tensor) -> Tensor:
-        """(b, n, h, k) -> (B, t, h, k) for B = b·tiles; a view where one tile is the map."""
+        """(b, n, h, k) -> (B, t, h, k) for B = b·tiles; the same where one tile is the map."""
+        if self.whole():
+            return x
         axes = len(self.size)
         ends = tuple((0, n * t - s) for s, t, n in zip(self.size, self.tile, self.blocks(), strict=True))
         grid = _pad(x.unflatten(1, self.size), ends)
         for axis in reversed(range(axes)):
             grid = grid.unflatten(1 + axis, (self.blocks()[axis], self.tile[axis]))
-        grid = grid.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -2, -1)
+        # axes counted from the front, as ONNX has them
+        grid = grid.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1, 2 * axes + 2)
         return grid.reshape(-1, math.prod(self.tile), *x.shape[2:])
 
     def ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `group`."""
+        if self.whole():
+            return x
         axes = len(self.size)
         x = x.unflatten(1, self.tile).unflatten(0, (-1, *self.blocks()))  # (b, *blocks, *tile, h, k)
-        x = x.permute(0, *(i for axis in range(1, axes + 1) for i in (axis, axes + axis)), -2, -1)
+        x = x.permute(0, *(i for axis in range(1, axes + 1) for i in (axis, axes + axis)), 2 * axes + 1, 2 * axes + 2)
         for axis, length in enumerate(self.size, start=1):
-            x = x.flatten(axis, axis + 1).narrow(axis, 0, length)
+            x = x.flatten(axis, axis + 1)
+            if x.shape[axis] > length:
+                x = x.narrow(axis, 0, length)
         return x.flatten(1, axes)
 
     def windows(self, value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from layer_tools import SMALL_WAYS
 from torch import nn
 
 from lambda_layer import LambdaLayer, LambdaLayer1d
@@ -32,6 +33,40 @@ def test_gradient_reaches_every_parameter(arguments):
     layer(torch.randn(2, 8, 5, 5)).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("way", [None, *SMALL_WAYS])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch_is_taken(way, training):
+    layer = LambdaLayer(8, scope=3, intra_depth=2).train(training)
+    layer._way = way
+    x = torch.zeros(0, 8, 4, 5, requires_grad=True)
+    y = layer(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("way", SMALL_WAYS)
+def test_the_meta_device_computes_shapes(way):
+    layer = LambdaLayer(8, 12, scope=3).to("meta")
+    layer._way = way
+    y = layer(torch.empty(2, 8, 4, 5, device="meta", requires_grad=True))
+    assert y.shape == (2, 12, 4, 5)
+    y.sum().backward()
+
+
+def test_members_of_a_shared_embedding_are_initialised_after_to_empty():
+    with torch.device("meta"):
+        embedding = LambdaLayer.make_embedding(input_size=4)
+        layers = nn.ModuleList(LambdaLayer(8, input_size=4, embedding=embedding) for _ in range(2))
+    layers.to_empty(device="cpu")
+    for layer in layers:
+        nn.init.constant_(layer.embedding, torch.nan)
+        layer.reset_parameters()
+        assert layer.embedding.std().item() == pytest.approx(1, rel=0.2)
+    assert layers[0](torch.randn(2, 8, 4, 4)).isfinite().all()
 
 
 def test_state_dict_names_and_shapes():
@@ -165,7 +200,7 @@ def test_refused_arguments(arguments, message):
         LambdaLayer(8, **arguments)
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4), (0, 8, 4, 4), (2, 8, 4, 0)])
+@pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4), (2, 8, 4, 0)])
 def test_refused_inputs(shape):
     with pytest.raises(ValueError, match=r"it must be \(batch, 8, 2 length"):
         LambdaLayer(8, scope=3)(torch.zeros(shape))

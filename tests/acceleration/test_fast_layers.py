@@ -278,3 +278,24 @@ def test_a_pruned_convolution_is_trained(size: int) -> None:
         prune.l1_unstructured(convolution, "weight", amount=0.5)
     for _ in range(2):
         compare(plain, fast, torch.randn(8, 4, size, size), 1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(1, 3), (3, 1), (3, 2), (3, 5)])
+def test_transforms_and_empty_batches_are_those_of_the_plain_convolution(kernel: int, size: int) -> None:
+    plain = nn.Conv2d(3, 4, kernel, padding=kernel // 2)
+    fast, x = quicken(copy.deepcopy(plain)), torch.randn(5, 3, size, size)
+    results = []
+    for module in (plain, fast):
+        parameters = dict(module.named_parameters())
+
+        def loss(parameters: dict[str, Tensor], image: Tensor, module: nn.Module = module) -> Tensor:
+            return torch.func.functional_call(module, parameters, (image[None],)).sin().sum()
+
+        by_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+        along = torch.func.jvp(module, (x,), (x.cos(),))[1]
+        empty = x[:0].clone().requires_grad_()
+        nothing = module(empty)
+        nothing.sum().backward()
+        results.append([*by_sample.values(), along, nothing, empty.grad, module.weight.grad])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
