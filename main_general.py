@@ -7,7 +7,8 @@
     torchrun --nproc_per_node=2 main_general.py               # two processes, on as many GPUs or on the CPU
 
 A run writes into runs/<Baseline|Lambda>/<date>_lr<lr>_<host>/: watch it with `tensorboard --logdir runs`.
-Ctrl-C saves a checkpoint and leaves; `--resume` goes on from there.
+Ctrl-C saves a checkpoint and leaves, as SIGTERM, a closed terminal and an image that cannot be read do; `--resume`
+goes on from there.
 """
 
 import math
@@ -24,14 +25,16 @@ from tqdm import tqdm
 
 from acceleration.devices import enough_memory, find_device, peak_memory, reset_peak_memory, set_determinism
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
+from command_line.console import lasting_console
 from command_line.errors import InputError, one_line_errors
 from data_preprocessing import Data, load_data
 from log_data import NoLog, RunLog, start_config
 from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
 from nntest import Evaluation, evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
-from run_state.checkpoints import RunState, load_checkpoint, save_checkpoint
+from run_state.checkpoints import RunState, load_checkpoint
 from run_state.interruption import StopRequest
+from run_state.progress import progress_lines
 from run_state.resumption import load_settings
 from run_state.run_folder import (
     best_file,
@@ -43,6 +46,7 @@ from run_state.run_folder import (
     make_run_folder,
     shown,
 )
+from run_state.saving import Saver
 from user_input import UserInput
 
 # Of each further test in an epoch, its keys in the epoch's row: loss and top-1
@@ -71,6 +75,7 @@ class RunResult:
     stopped_by: int | None = None  # the signal that ended it early
 
 
+@lasting_console()
 @enough_memory()
 def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, Any] | None = None) -> RunResult:
     """Train and test one network for `args.epochs` epochs, or for what is left of them.
@@ -93,26 +98,48 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))
         state, log = begin_or_resume(args, folder, data, training, facts or {})
-        step = TrainingStep(training)
-        with log, tqdm(None, "epochs", args.last_epoch, False, initial=state.epochs_done, disable=hide_bar()) as bar:
-            while state.epochs_done < args.last_epoch:
-                if tests := run_epoch(args, data, step, state, stop):
-                    log.epoch(state.rows[-1], total_seconds(state))
-                    if state.epochs_done > args.last_epoch - args.keep_predictions:
-                        log.predictions(tests, state.epochs_done)
-                    bar.update()
-                due = state.epochs_done % args.checkpoint_every == 0 or state.epochs_done == args.last_epoch
-                if stop() or due or state.is_best:
-                    on_main(save_checkpoint, folder, state, training)
-                if due:  # early on almost every epoch is the best, and the pictures of large maps are megabytes
-                    log.embeddings(training.model, state.epochs_done)
-                if stop():
-                    break
-            if state.epochs_done >= args.last_epoch and (last := evaluate(training, data.test, "confusion", stop)):
+        with log:
+            train(args, data, TrainingStep(training), state, log, Saver(folder, args, state, training), stop)
+            done = state.epochs_done >= args.last_epoch
+            if done and (last := evaluate(training, data.test, "confusion", stop.until)):
                 log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
             result = summarise(args, folder, state, stop)
             report(args, log, result)
     return result
+
+
+def train(
+    args: UserInput,
+    data: Data,
+    step: TrainingStep,
+    state: RunState,
+    log: RunLog | NoLog,
+    saver: Saver,
+    stop: StopRequest,
+) -> None:
+    """Train and test for the epochs that are left; wherever that ends between two steps, the state is saved."""
+    bar = tqdm(None, "epochs", args.last_epoch, False, initial=state.epochs_done, disable=hide_bar())
+    with bar:
+        while state.epochs_done < args.last_epoch:
+            tests = run_epoch(args, data, step, state, saver, stop)
+            with stop.keeping_errors():
+                if tests:
+                    tell_epoch(args, log, state, tests)
+                    bar.update()
+            due = bool(tests) and saver.due_by_epochs()
+            if stop() or due or state.is_best or saver.due_by_minutes():
+                saver.save()
+            if due:  # early on almost every epoch is the best, and the pictures of large maps are megabytes
+                log.embeddings(step.training.model, state.epochs_done)
+            if stop():
+                break
+
+
+def tell_epoch(args: UserInput, log: RunLog | NoLog, state: RunState, tests: dict[str, Evaluation]) -> None:
+    """Write what an epoch came to, and its predictions where the settings say so."""
+    log.epoch(state.rows[-1], total_seconds(state))
+    if state.epochs_done > args.last_epoch - args.keep_predictions:
+        log.predictions(tests, state.epochs_done)
 
 
 def open_folder(args: UserInput) -> Path:
@@ -148,18 +175,29 @@ def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
 
 
 def run_epoch(
-    args: UserInput, data: Data, step: TrainingStep, state: RunState, stop: StopRequest
+    args: UserInput, data: Data, step: TrainingStep, state: RunState, saver: Saver, stop: StopRequest
 ) -> dict[str, Evaluation]:
-    """Train and test once and move `state` on; the tests by their names, none where `stop` ended the epoch early."""
-    training, epoch = step.training, state.epochs_done + 1
+    """Train and test once and move `state` on; the tests by their names.
+
+    None where the epoch was left early: at a stop, or for a checkpoint, from where the next call goes on.
+    """
+    training, epoch, steps = step.training, state.epochs_done + 1, len(data.train)
     reset_peak_memory(training.device)
-    state.progress = train_epoch(step, data.train, epoch, state.progress, stop)
-    if state.progress.steps < len(data.train):
+    state.progress = train_epoch(
+        step,
+        data.train,
+        epoch,
+        state.progress,
+        lambda batches: progress_lines(stop.until(saver.until_due(batches)), args, steps, state, step),
+    )
+    if state.progress.steps < steps:
         return {}
-    tests = run_tests(args, data, training, epoch, stop)
+    tests = None
+    with stop.keeping_errors():
+        tests = run_tests(args, data, training, epoch, stop)
     if tests is None:
         return {}
-    state.rows.append(epoch_row(epoch, args, len(data.train), training.device, state.progress, tests))
+    state.rows.append(epoch_row(epoch, args, steps, training.device, state.progress, tests))
     state.progress = EpochProgress(skipped=state.progress.skipped)
     training.end_epoch()
     return tests
@@ -171,14 +209,14 @@ def run_tests(
     """All the tests of an epoch that the settings ask for; None where `stop` ended one early."""
     passes: dict[str, Callable[[], Evaluation | None]] = {}
     if validation := data.validation:
-        passes["validation"] = lambda: evaluate(training, validation, "validation", stop)
-    passes["test"] = lambda: evaluate(training, data.test, "test", stop)
+        passes["validation"] = lambda: evaluate(training, validation, "validation", stop.until)
+    passes["test"] = lambda: evaluate(training, data.test, "test", stop.until)
     if args.also_test_in_training_mode:
         passes["training_mode"] = lambda: evaluate_in_training_mode(
-            training, data.test, args.batch_size, args.seed, epoch, stop
+            training, data.test, args.batch_size, args.seed, epoch, stop.until
         )
     if average := training.average_of_epoch(epoch):
-        passes["average"] = lambda: evaluate_average(training, average, data.train, data.test, epoch, stop)
+        passes["average"] = lambda: evaluate_average(training, average, data.train, data.test, epoch, stop.until)
     tests: dict[str, Evaluation] = {}
     for name, run in passes.items():
         found = run()

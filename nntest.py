@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from tqdm import tqdm
 
 from acceleration.distributed import all_sum, hide_bar, share_buffers
-from data_sources.batches import Loader, OrderedLoader, mix, shares
+from data_sources.batches import Loader, OrderedLoader, Until, mix, shares
 from model_preparation import Training, count_correct
 
 REESTIMATED_ON = 100  # batches from which the batch norms of averaged weights take their statistics
@@ -42,27 +42,27 @@ def evaluate(
     training: Training,
     loader: OrderedLoader,
     name: str = "test",
-    should_stop: Callable[[], bool] = lambda: False,
+    until: Until = iter,
     network: nn.Module | None = None,
     training_mode: bool = False,
 ) -> Evaluation | None:
-    """Count every image once, over all processes; None where `should_stop` ended it early.
+    """Count every image once, over all processes; None where `until` ended it early.
 
     Args:
+        until: gives the batches that it is given, all or the first of them, such as those before a stop.
         network: another one than that of `training`, such as its average.
         training_mode: normalise by the statistics of each batch, and leave the running ones as they are.
     """
     network = training.model if network is None else network
     share_buffers(network)
-    started, images = time.perf_counter(), 0
+    started, images, left = time.perf_counter(), 0, len(loader)
     loss_sum = torch.tensor(0.0, device=training.device)
     correct = torch.tensor(0, device=training.device)
     classes = torch.zeros(2, loader.images, dtype=torch.long, device=training.device)  # the true, the predicted
     bar = tqdm(loader.batches(), name, len(loader), leave=False, disable=hide_bar())
     with _mode(network, training_mode):
-        for (pixels, labels), share in zip(bar, shares(loader.images, loader.batch_size), strict=True):
-            if should_stop():
-                return None
+        for (pixels, labels), share in zip(until(bar), shares(loader.images, loader.batch_size), strict=False):
+            left -= 1
             if not len(labels):  # of a last, small batch there may be none left for this process
                 continue
             with training.autocast():
@@ -71,6 +71,8 @@ def evaluate(
             correct += count_correct(logits, labels)
             classes[0, share], classes[1, share] = labels, logits.argmax(1)
             images += len(labels)
+    if left:
+        return None
     total, right, count = all_sum(float(loss_sum), int(correct), images)
     labels, predicted = torch.tensor(all_sum(*classes.flatten().tolist())).long().view(2, -1)
     seconds = time.perf_counter() - started
@@ -83,7 +85,7 @@ def evaluate_in_training_mode(
     batch_size: int,
     seed: int,
     epoch: int,
-    should_stop: Callable[[], bool] = lambda: False,
+    until: Until = iter,
 ) -> Evaluation | None:
     """The test as the study made it: batches of `batch_size` in an order of the epoch's own, each with its statistics.
 
@@ -94,7 +96,7 @@ def evaluate_in_training_mode(
     while batch_size > 2 and loader.images % batch_size == 1:  # a lone image has no statistics
         batch_size -= 1
     reordered = loader.reordered(order, batch_size)
-    found = evaluate(training, reordered, "test in training mode", should_stop, training_mode=True)
+    found = evaluate(training, reordered, "test in training mode", until, training_mode=True)
     if found is None:
         return None
     back = order.argsort()
@@ -107,13 +109,13 @@ def evaluate_average(
     train_loader: Loader,
     loader: OrderedLoader,
     epoch: int,
-    should_stop: Callable[[], bool] = lambda: False,
+    until: Until = iter,
 ) -> Evaluation | None:
     """The test of the averaged weights, their batch norms' statistics estimated anew on training images."""
-    images = (pixels for pixels, _ in itertools.islice(train_loader.batches(epoch), REESTIMATED_ON))
+    images = (pixels for pixels, _ in until(itertools.islice(train_loader.batches(epoch), REESTIMATED_ON)))
     with training.autocast():
         update_bn(images, average)
-    return evaluate(training, loader, "test of the average", should_stop, average)
+    return evaluate(training, loader, "test of the average", until, average)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from acceleration.cuda_graph import replayed_or_say_why
 from acceleration.distributed import all_max, all_sum, hide_bar, is_main
 from command_line.errors import InputError
-from data_sources.batches import Loader
+from data_sources.batches import Loader, Until
 from model_preparation import Training, count_correct
 
 NEVER = 2**31 - 1  # the number of a step that does not come
@@ -138,16 +138,17 @@ def train_epoch(
     loader: Loader,
     epoch: int,
     progress: EpochProgress,
-    should_stop: Callable[[], bool] = lambda: False,
+    until: Until = iter,
 ) -> EpochProgress:
-    """Train for the rest of an epoch, or until `should_stop` says so between two steps.
+    """Train for the rest of an epoch, or for as many of its batches as `until` hands on.
 
     Args:
         epoch: its number, from 1, which fixes the order and the augmentation of the images.
         progress: what has been done of this epoch already.
+        until: gives the batches that it is given, all or the first of them, such as those before a stop.
 
     Returns:
-        The progress, which falls short of `len(loader)` steps where it was stopped.
+        The progress, which falls short of `len(loader)` steps where `until` ended it.
 
     Raises:
         NonFinite: naming the epoch and the step at which it occurred first.
@@ -157,12 +158,12 @@ def train_epoch(
     started, steps, images = time.perf_counter(), progress.steps, 0
     step.begin(progress)
     bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
-    for pixels, labels in bar:
+    for pixels, labels in until(bar):
         step(pixels, labels)
         training.end_step()
         steps, images = steps + 1, images + len(labels)
         # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
-        if (training.device.type == "cpu" and step.gradients_failed()) or should_stop():
+        if training.device.type == "cpu" and step.gradients_failed():
             break
     bar.close()
     step.raise_first(epoch, len(loader))

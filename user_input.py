@@ -121,6 +121,8 @@ class UserInput(Settings):
     # ----------------------------------------------------------------------------------------- the run's folder
     runs_dir: str = setting("runs", "folder in which every run gets a folder of its own", path=True, free=True)
     checkpoint_every: int = setting(5, "epochs between two checkpoints (study: 5)", minimum=1, free=True)
+    checkpoint_minutes: float | None = setting(None, above=0.0, free=True, help=
+        "minutes after which a checkpoint is due, within an epoch too; none: by epochs alone")
     resume: str | None = setting(None, path=True, alone=LATEST, free=True, help=
         "go on with a run: its folder, or latest for the newest run of the model (--resume alone); none: start anew")
     # fmt: on

@@ -121,6 +121,15 @@ def all_max(number: int) -> int:
     return int(highest)
 
 
+def first_of_all(value: Value | None) -> Value | None:
+    """Of all the processes' values the first that is not None, by rank."""
+    if size() == 1:
+        return value
+    values: list[Value | None] = [None] * size()
+    dist.all_gather_object(values, value)
+    return next((each for each in values if each is not None), None)
+
+
 def on_main(function: Callable[..., Value], *arguments: Any) -> Value:
     """What `function(*arguments)` gives rank 0, in every process; what it raises there is raised in all."""
     if size() == 1:

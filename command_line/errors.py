@@ -4,16 +4,22 @@ Every module raises `InputError` for it; every script runs inside `one_line_erro
 """
 
 import argparse
+import errno
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from command_line.console import Unwritten, drop_unwritten, watched_console
+
 EXIT_CODE = 2
+CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # as a shell reports the end of any program before `| head`
 
 
 def _print(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody is there to read it
+        print(message, file=sys.stderr, flush=True)
 
 
 tell: Callable[[str], None] = _print  # of several processes, those of `distributed.world()` put theirs in its place
@@ -34,13 +40,24 @@ class Parser(argparse.ArgumentParser):
 def one_line_errors() -> Iterator[None]:
     """End the process with exit code 2 and one line on standard error when an `InputError` comes through.
 
-    Of several processes that meet the same error, one prints it.
+    Of several processes that meet the same error, one prints it. Where nobody reads standard output any more, the
+    process ends without a word and with code 141; where that is full, with a line.
     """
     try:
-        yield
+        with watched_console():
+            yield
+    except Unwritten as error:
+        if error.errno == errno.EPIPE:
+            raise SystemExit(CLOSED_PIPE) from None
+        _end(f"standard output cannot be written ({error.strerror})")
     except InputError as error:
-        tell(f"error: {' '.join(str(error).split())}")
-        raise SystemExit(EXIT_CODE) from None
+        _end(" ".join(str(error).split()))
+
+
+def _end(message: str) -> NoReturn:
+    tell(f"error: {message}")
+    drop_unwritten()
+    raise SystemExit(EXIT_CODE) from None
 
 
 def summary(error: Exception) -> str:

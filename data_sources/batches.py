@@ -1,6 +1,6 @@
 """What a loader is, how large a batch is, and which images of it are a process's own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from command_line.errors import InputError
 TEST_BATCH_PIXELS = 2**20
 
 Batch = tuple[Tensor, Tensor]
+Until = Callable[[Iterable[Batch]], Iterator[Batch]]  # hands on all of the batches, or those before a stop
 
 
 class Loader(Protocol):

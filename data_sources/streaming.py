@@ -3,10 +3,13 @@
 b images of a batch · s side in pixels
 """
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from command_line.errors import InputError
 from data_sources.batches import Batch, mix, shares
 from data_sources.image_set import ImageSet
 from data_sources.normalisation import Normalisation
+
+PATIENCE = 5.0  # seconds that a worker is waited for
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,9 @@ class StreamLoader:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_main,
         )
-        try:
-            for pixels, labels in loader:
-                images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
-                yield images, labels.to(self.device, non_blocking=True)
-        except InputError as error:  # a worker's error comes with its traceback: the last line is the message
-            raise InputError(
-                str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
-            ) from None
+        for pixels, labels in _batches_of(loader):
+            images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
+            yield images, torch.from_numpy(labels).to(self.device, non_blocking=True)
 
     def reordered(self, order: Tensor, batch_size: int) -> "StreamLoader":
         return replace(self, image_set=self.image_set.part(order.numpy()), batch_size=batch_size)
@@ -88,8 +88,66 @@ class _Stream(Dataset):
         return torch.from_numpy(np.array(image)), int(self.image_set.labels[i])
 
 
-def _collate(items: list[tuple[Tensor, int]]) -> Batch:
-    return default_collate(items) if items else (torch.empty(0, 1, 1, 3, dtype=torch.uint8), torch.empty(0).long())
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, np.ndarray]:
+    # a worker puts the images into memory that the processes share, and says so where there is too little. What it sent
+    # in tensors later, by a thread of its own, would then be lost without a word, and waited for: so labels are none
+    images = default_collate([image for image, _ in items]) if items else torch.empty(0, 1, 1, 3, dtype=torch.uint8)
+    return images, np.array([label for _, label in items], np.int64)
+
+
+def _batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """All the batches; what its workers meet, and their own end, is told in one line.
+
+    Raises:
+        InputError: in place of a worker's error, which comes with its traceback.
+    """
+    workers: list[BaseProcess] = []
+    try:
+        batches, workers = _start(loader)
+        yield from batches
+    except Exception as error:
+        reason = _what_ended(workers, error)
+        for worker in workers:  # which the error's traceback would keep, and they the run's lock
+            worker.terminate()
+            worker.join(PATIENCE)
+        if reason:
+            raise InputError(reason) from (None if isinstance(error, InputError) else error)
+        raise
+
+
+def _start(loader: DataLoader) -> tuple[Iterator, list[BaseProcess]]:
+    """The loader's batches, and the processes that read them.
+
+    PyTorch would tell of the death of one by an error wherever the main process happens to be, such as in the middle of
+    a step, whose network is not sound. Without its handler, that is met where the next batch is waited for.
+    """
+    number, others = getattr(signal, "SIGCHLD", None), multiprocessing.active_children()
+    usual = number and signal.getsignal(number)
+    batches = iter(loader)
+    if number and usual is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, usual)
+    return batches, [process for process in multiprocessing.active_children() if process not in others]
+
+
+def _what_ended(workers: list[BaseProcess], error: Exception) -> str | None:
+    """Why there are no more batches, in one line; None where nobody has foreseen it."""
+    if isinstance(error, InputError):  # with a worker's traceback, of which the last line is the message
+        return str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
+    ends = [worker.exitcode for worker in workers if worker.exitcode]
+    if "shared memory" in str(error) or -getattr(signal, "SIGBUS", 0) in ends:
+        reason = "the memory that processes share is full (/dev/shm; docker run --shm-size 2g gives more)"
+    elif ends:
+        by = f"signal {-ends[0]}" if ends[0] < 0 else f"code {ends[0]}"
+        hint = ", as the system ends processes where memory runs out" if ends[0] == -9 else ""
+        reason = f"a process that loads images was ended by {by}{hint}"
+    elif isinstance(error, OSError) or "open files" in str(error):
+        reason = f"the processes that load images cannot work ({' '.join(str(error).split())[:200]})"
+    else:
+        return None
+    return (
+        f"workers: {reason}; take fewer workers (0: the main process reads) or a smaller batch_size, or, for small "
+        "images, a memory_gib that holds them all"
+    )
 
 
 def _leave_signals_to_main(worker: int) -> None:

@@ -7,6 +7,7 @@ what does not have the form of this run's state is never taken in.
 """
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -26,9 +27,10 @@ from acceleration.distributed import on_main
 from command_line.errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
-from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files, read_config, writing
+from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files, position, read_config, writing
 from user_input import UserInput, contradictions, from_saved
 
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a folder, on a file system that has no such thing: vboxsf, old CIFS
 KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there is one before it
 # What is read of a checkpoint, as examples of its types: a file from elsewhere may hold anything.
 CONFIG_FORM = {
@@ -81,9 +83,10 @@ class RunState:
         return self.progress.steps == 0 and self.epochs_done == self.best_epoch
 
     def checkpoint_name(self) -> str:
-        """Names sort as the states do."""
+        """Names of a run sort as its states do: as many digits as its last epoch takes, four at least."""
+        digits = max(4, len(str(self.config["settings"]["epochs"])))
         step = f"_step{self.progress.steps:07d}" if self.progress.steps else ""
-        return f"epoch{self.epochs_done:04d}{step}.pt"
+        return f"epoch{self.epochs_done:0{digits}d}{step}.pt"
 
 
 def save_checkpoint(folder: Path, state: RunState, training: Training) -> Path:
@@ -198,9 +201,9 @@ def _mend_best(
     done = state.rows[: state.best_epoch or 0]
     if not done or (best and _ends(best["rows"]) == _ends(done)):
         return []
-    source = folder / CHECKPOINTS / RunState(state.config, done).checkpoint_name()
-    saved = read(source, [])
-    if saved is None or _ends(saved["rows"]) != _ends(done):
+    source = next((path for path in checkpoint_files(folder) if position(path) == (len(done), 0)), None)
+    saved = read(source, []) if source else None
+    if source is None or saved is None or _ends(saved["rows"]) != _ends(done):
         return [f"the network of epoch {len(done)}, the best so far, is in no checkpoint any more"]
     with writing(best_file(folder)):
         write_atomically(best_file(folder), source.read_bytes())
@@ -307,6 +310,9 @@ def _sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_SYNC:
+                raise
         finally:
             os.close(descriptor)
 

@@ -1,6 +1,7 @@
 """Where the runs are: makes a run's folder, finds the one to resume, reads what it says about itself."""
 
 import json
+import os
 import re
 import socket
 import time
@@ -10,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from command_line import errors
 from command_line.errors import InputError
 
 try:
@@ -65,15 +67,27 @@ def find_run(group: Path, folder: Path | None = None) -> Path:
         InputError: there is no such folder, or no checkpoint in it.
     """
     if folder is None:
-        runs = [path.parent for path in group.glob(f"*/{CONFIG}") if has_checkpoint(path.parent)]
+        runs = [run for path in group.glob(f"*/{CONFIG}") if (run := _resumable(path.parent))]
         if not runs:
             raise InputError(f"resume: there is no run with a checkpoint in {group}")
-        return max(runs, key=lambda folder: (read_config(folder)["number"], folder.name))
+        return max(runs)[1]
     if not (folder / CONFIG).is_file():
         raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
     if not has_checkpoint(folder):
         raise InputError(f"resume: {folder} holds no checkpoint")
     return folder
+
+
+def _resumable(folder: Path) -> tuple[int, Path] | None:
+    """The number of a run that can be gone on with, and its folder; a line says why another one is passed over."""
+    try:
+        number = read_config(folder)["number"]
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"resume: {folder} may not be written, as another user's run")
+        return (number, folder) if has_checkpoint(folder) else None
+    except (InputError, PermissionError) as error:
+        errors.tell(f"{str(error).removeprefix('resume: ')}; it is passed over")
+        return None
 
 
 def find_launched(group: Path, launch: str | None) -> Path | None:
@@ -144,8 +158,14 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first (their names sort by epoch and step)."""
-    return sorted((folder / CHECKPOINTS).glob("epoch*.pt"))
+    """The checkpoints of a run, oldest first."""
+    return sorted((folder / CHECKPOINTS).glob("epoch*.pt"), key=lambda path: (position(path), path.name))
+
+
+def position(checkpoint: Path) -> tuple[int, int]:
+    """Epochs that were done and steps of the next one, as the name says; of a name that says none, before them all."""
+    numbers = re.fullmatch(r"epoch(\d+)(?:_step(\d+))?\.pt", checkpoint.name)
+    return (int(numbers[1]), int(numbers[2] or 0)) if numbers else (-1, 0)
 
 
 def best_file(folder: Path) -> Path:

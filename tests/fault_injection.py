@@ -2,8 +2,10 @@
 
     python tests/fault_injection.py --kills 100      # says what it survived
 
-Every run is a process of its own, with one thread, ended by SIGKILL, SIGTERM or SIGINT at a random moment, two times in
-five while a checkpoint is being written; some get a second signal, which does not wait for the saving. A run that came
+Every run is a process of its own, with one thread, ended at a random moment, two times in five while a checkpoint is
+being written: by SIGKILL, SIGTERM, SIGINT or SIGHUP, by the kill of a worker that loads its images, or by an image that
+cannot be read any more. Some get a second signal, which does not wait for the saving; of some, nobody reads standard
+output. Every other run reads its images from disk, by a worker; the others have neither. A run that came
 through must equal the undisturbed one: final weights and optimizer and those of the best epoch bit for bit,
 metrics.jsonl and TensorBoard's scalars point for point. As many runs as there are cores go on at a time.
 """
@@ -21,18 +23,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import write_images
-from run_tools import assert_same_run, end_of, start
+from run_tools import assert_same_run, children, end_of, start
 
 from run_state.run_folder import checkpoint_files
 from user_input import UserInput
 
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WORKER, IMAGE = "killed worker", "unreadable image"
 PATIENCE = 120.0  # seconds that a process may take to end
 KILLS = 10  # of one run
 
@@ -59,6 +63,11 @@ def small_run(folder: Path, epochs: int = 30) -> UserInput:
         device="cpu",
         runs_dir=str(folder / "undisturbed"),
     )
+
+
+def from_disk(args: UserInput) -> UserInput:
+    """The same, with its images read by a worker."""
+    return dataclasses.replace(args, memory_gib=0.0, workers=1, runs_dir=f"{args.runs_dir}_from_disk")
 
 
 def undisturbed_run(args: UserInput) -> tuple[Path, Pace]:
@@ -93,8 +102,11 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
     """
     struck: Counter = Counter()
     while struck.total() < kills:
-        number, logged = chance.choice(SIGNALS), log_changes(args)
+        ends = SIGNALS if args.memory_gib else (*SIGNALS, WORKER, IMAGE)
+        end, logged = chance.choice(ends), log_changes(args)
         process = start_alone(args, *_resume(args))
+        if chance.random() < 0.2:
+            process.stdout.close()
         if chance.random() < 0.2:
             _sleep(process, chance.uniform(0.0, pace.start))
         else:
@@ -105,20 +117,44 @@ def run_under_fire(args: UserInput, kills: int, pace: Pace, chance: random.Rando
             if chance.random() < 0.5:
                 wait_until(process, lambda: any(args.runs_path.glob("*/*/checkpoints/*.tmp")))
                 time.sleep(chance.uniform(0.0, 0.03))
-        process.send_signal(number)
-        if chance.random() < 0.3:  # and once more, which is to end it at once, whatever it is at
-            time.sleep(chance.uniform(0.0, 0.3))
-            process.send_signal(number)
-        _, error = end_of(process, PATIENCE)
-        allowed = {0, -number, 128 + number}  # done before the signal came, ended by it, or saved and left
-        if process.returncode not in allowed or (error and number != signal.SIGINT):
-            raise AssertionError(f"{number.name} ended the run with code {process.returncode}: {error}")
+        name = strike(process, end, args, chance)
         if process.returncode == 0:
             break
-        struck[number.name] += 1
+        struck[name] += 1
     finish(start_alone(args, *_resume(args)))
     (folder,) = (path.parent for path in args.runs_path.glob("*/*/checkpoints") if checkpoint_files(path.parent))
     return folder, struck
+
+
+def strike(process: subprocess.Popen, end: signal.Signals | str, args: UserInput, chance: random.Random) -> str:
+    """End a process, by its own signal or one to its worker, or by an image; gives the name of what was done.
+
+    Raises:
+        AssertionError: it did not end as it should.
+    """
+    image = sorted(args.data_path.glob("*/*/*.png"))[chance.randrange(30)]
+    content = image.read_bytes()
+    if end == IMAGE:
+        image.write_bytes(b"")
+    elif end == WORKER:
+        wait_until(process, lambda: bool(children(process)))
+        for worker in children(process):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+    else:
+        process.send_signal(end)
+        if chance.random() < 0.3:  # and once more, which is to end it at once, whatever it is at
+            time.sleep(chance.uniform(0.0, 0.3))
+            process.send_signal(end)
+    error = end_of_silent(process)
+    image.write_bytes(content)
+    if isinstance(end, str):
+        allowed, told = {0, 2}, error.count("\n") == 1 if process.returncode else not error
+    else:
+        allowed, told = {0, -end, 128 + end}, not error or end == signal.SIGINT
+    if process.returncode not in allowed or not told:  # 0: it was done before
+        raise AssertionError(f"{end} ended the run with code {process.returncode}: {error}")
+    return end if isinstance(end, str) else end.name
 
 
 def wait_until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
@@ -141,17 +177,28 @@ def _resume(args: UserInput) -> list[str]:
     return ["--resume"] if list(args.runs_path.glob("*/*/checkpoints/epoch*.pt")) else []
 
 
+def end_of_silent(process: subprocess.Popen) -> str:
+    """What a process has said on standard error when it has ended, whether or not its standard output is read."""
+    if process.stdout.closed:
+        process.stdout = None
+    return end_of(process, PATIENCE)[1]
+
+
 def main(kills: int, seed: int) -> None:
     struck, runs, together = Counter(), 0, len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(together) as pool:
         args = dataclasses.replace(small_run(Path(name)), validation_fraction=0.3)
-        expected, pace = undisturbed_run(args)
+        settings = (args, from_disk(args))
+        expected, paces = zip(*map(undisturbed_run, settings), strict=True)
 
         def attack(run: int, kills: int) -> Counter:
-            attacked = dataclasses.replace(args, runs_dir=str(Path(name) / f"run{run}"))
-            folder, struck = run_under_fire(attacked, kills, pace, random.Random(f"{seed} {run}"))
-            assert_same_run(folder, expected)
-            shutil.rmtree(attacked.runs_path)
+            own = Path(name) / f"run{run}"
+            shutil.copytree(args.data_path, own / "images")
+            kind = run % 2
+            attacked = dataclasses.replace(settings[kind], runs_dir=str(own / "runs"), data_dir=str(own / "images"))
+            folder, struck = run_under_fire(attacked, kills, paces[kind], random.Random(f"{seed} {run}"))
+            assert_same_run(folder, expected[kind])
+            shutil.rmtree(own)
             return struck
 
         while left := kills - struck.total():

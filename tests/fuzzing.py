@@ -11,6 +11,7 @@ weights of the undisturbed run. The network has a few hundred parameters: it is 
 import argparse
 import copy
 import dataclasses
+import errno
 import faulthandler
 import io
 import json
@@ -36,15 +37,20 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest
 import torch
 from conftest import write_images
 from PIL import Image
 from run_tools import assert_same_training, figures, final_state
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
+import main_general
 import model_preparation
-from command_line.errors import one_line_errors
-from data_preprocessing import load_data
+from command_line.errors import InputError, one_line_errors
+from data_preprocessing import AugmentedLoader, load_data
+from data_sources.in_memory import PlainLoader
+from log_data import RunLog
 from main_general import main
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
@@ -215,11 +221,11 @@ def checksum(data: bytes) -> bytes:
 # ----------------------------------------------------------------------------------------------------- the cases
 
 
-def outcome(action: Callable[[], Any]) -> str:
-    """How it ended, other ways than the allowed ones being errors."""
+def outcome(action: Callable[[], Any], output: Callable[[], io.StringIO] = io.StringIO) -> str:
+    """How it ended, other ways than the allowed ones being errors; `output` makes its console."""
     errors = io.StringIO()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(errors), one_line_errors():
+        with redirect_stdout(output()), redirect_stderr(errors), one_line_errors():
             action()
     except SystemExit as end:
         lines = errors.getvalue().splitlines()
@@ -347,12 +353,69 @@ def command_line(ground: Ground, chance: random.Random) -> str:
     return outcome(lambda: load_settings(line))
 
 
+class Fault:
+    """Fails at call number `at` of what it stands for, and never again."""
+
+    def __init__(self, usual: Callable, at: int, error: Exception) -> None:
+        self.usual, self.left, self.error = usual, at, error
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+    def called(self, *arguments: Any, **options: Any) -> Any:
+        self.count()
+        return self.usual(*arguments, **options)
+
+    def iterated(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for item in self.usual(*arguments, **options):
+            self.count()
+            yield item
+
+
+class Gone(io.StringIO):
+    """A console whose terminal is closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def ended_run(ground: Ground, chance: random.Random) -> str:
+    """A run that something ends, wherever it is: what it has saved leads to the undisturbed one."""
+    args = dataclasses.replace(ground.args, runs_dir=str(ground.folder / "case" / "runs"), checkpoint_every=3)
+    refused = InputError("data_dir: 03.png is no readable image")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    owner, name, way, most, error = chance.choice(
+        [
+            (AugmentedLoader, "batches", "iterated", 13, refused),
+            (PlainLoader, "batches", "iterated", 24, refused),
+            (main_general, "evaluate", "called", 7, torch.OutOfMemoryError("CUDA out of memory.")),
+            (RunLog, "epoch", "called", 4, InputError("log.txt cannot be written (No space left on device)")),
+            (SummaryWriter, "add_scalar", "called", 40, full),
+        ]
+    )
+    fault, console = Fault(getattr(owner, name), chance.randrange(1, most), error), chance.choice((Gone, io.StringIO))
+    replaced = getattr(fault, way)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, lambda *arguments, **options: replaced(*arguments, **options))
+        ended = outcome(lambda: main(args), console)
+    (folder,) = args.runs_path.glob("*/*/")
+    if ended == REFUSED and not checkpoint_files(folder):
+        raise AssertionError(f"nothing was saved when {name} failed")
+    if resume(ground, folder) == REFUSED:
+        raise AssertionError("it could not be resumed")
+    assert_undisturbed(ground, folder)
+    return ended
+
+
 KINDS: dict[str, Callable[[Ground, random.Random], str]] = {
     "damaged files": damaged_file,
     "forged checkpoints": forged_checkpoint,
     "forged settings": forged_config,
     "images": bad_image,
     "command lines": command_line,
+    "ends of runs": ended_run,
 }
 
 

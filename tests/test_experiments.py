@@ -123,7 +123,7 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
     assert carry_out(run) is None
     record = run.record()
     assert (record.state, record.config["settings"]["training_images"]) == ("done", 287)
-    assert "resumed after 0 epochs and 1 steps" in (record.folder / "log.txt").read_text()
+    assert "resumed after 0 epochs and 0 steps" in (record.folder / "log.txt").read_text()
     assert record.config["experiment"]["data"] == "digits"
     assert "--only study --runs lambda_depth-26" in record.config["command"]
     assert not list(run.folder.glob("*/*/checkpoints"))
