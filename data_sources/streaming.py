@@ -5,7 +5,7 @@ b images of a batch · s side in pixels
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,9 +43,15 @@ class StreamLoader:
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         order = self._order(epoch)
+        parts = [order[share] for share in shares(self.images, self.batch_size, first)]
+        for pixels, labels in self.pixels(parts, epoch):
+            yield self.normalisation.apply(pixels), labels
+
+    def pixels(self, parts: Iterable[list[int]], epoch: int = 0) -> Iterator[Batch]:
+        """Of each part, the images of these numbers as (b, s, s, 3) uint8, and their labels, on the device."""
         loader = DataLoader(
             _Stream(self.image_set, self.transform, self.seed, epoch),
-            batch_sampler=[order[share] for share in shares(self.images, self.batch_size, first)],
+            batch_sampler=parts,
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -53,8 +59,7 @@ class StreamLoader:
         )
         try:
             for pixels, labels in loader:
-                images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
-                yield images, labels.to(self.device, non_blocking=True)
+                yield pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         except InputError as error:  # a worker's error comes with its traceback: the last line is the message
             raise InputError(
                 str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
