@@ -1,9 +1,10 @@
 """The data set of a run, its augmentation, and the loaders that hand out batches on the training device.
 
-Small images live in memory as uint8, on the training device, and a whole batch is cropped, flipped and normalised
-there by one gather. What does not fit streams through worker processes. Either way the order of the images and
-every draw of the augmentation are a function of (seed, epoch) alone: neither the device, nor the number of workers,
-nor a resumption changes them. Of several processes each gets its share of every batch.
+What the network sees follows from the settings of the recipe: `crop` (study), where a batch is moved, mirrored and
+normalised by one gather, or `resized_crop` (ImageNet). Where the images lie, in memory as uint8 on the training device
+or on the disk, is another matter and changes no figure. The order of the images and every draw of the augmentation are
+a function of (seed, epoch) alone: neither the device, nor the number of workers, nor a resumption changes them. Of
+several processes each gets its share of every batch.
 
 `data_sources/` has what is not augmentation: the data sets, the reading of images, the loaders without it.
 
@@ -12,16 +13,18 @@ and (b, 3, s, s) float32, normalised, channels last, as they are handed out.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from tqdm import tqdm
 
-from acceleration.distributed import one_before_the_others
+from acceleration.distributed import hide_bar, on_main, one_before_the_others
 from command_line.errors import InputError
 from data_sources import sources
 from data_sources.batches import (
@@ -34,21 +37,23 @@ from data_sources.batches import (
     shares,
     training_batch,
 )
-from data_sources.image_set import ImageSet, limit, split
+from data_sources.image_set import ImageSet, Source, limit, split
 from data_sources.images import centre_crop
 from data_sources.in_memory import PlainLoader, decode
+from data_sources.layout import FolderOptions
 from data_sources.normalisation import (
     CIFAR10_STATISTICS,
     IMAGENET_STATISTICS,
+    MEASURED_BATCH,
     Normalisation,
     measure_normalisation,
+    measured_together,
 )
 from data_sources.streaming import StreamLoader
 from user_input import UserInput
 
 CROP_PADDING = 4  # pixels around a small image before its random crop (study)
-SMALL_IMAGE = 64  # pixels; larger images get ImageNet's augmentation and stream
-RESIZE_RATIO = 256 / 224  # side to which a larger test image is resized, to the side of its centre crop
+RESIZE_RATIO = 256 / 224  # side to which a test image is resized, to the side of its centre crop (ImageNet)
 NOT_FLIPPED = ("digits",)  # a mirrored digit is no digit
 
 Loaders = tuple[Loader, Sequence[OrderedLoader], Normalisation]  # of the training images, of the others
@@ -63,6 +68,9 @@ class Data:
     test: OrderedLoader
     classes: tuple[str, ...]
     normalisation: Normalisation
+    whites: dict[str, float] = field(default_factory=dict)  # in images of more than 8 bits
+    notes: tuple[str, ...] = ()  # lines on the images, for the head of the log
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # of each part's files, by which it is known again
 
 
 def load_data(args: UserInput, device: torch.device) -> Data:
@@ -72,35 +80,77 @@ def load_data(args: UserInput, device: torch.device) -> Data:
         InputError: files are missing, damaged or do not agree; nothing has been written but a download.
     """
     with one_before_the_others():
-        source = sources.read_source(args.dataset, args.data_path)
-    train, validation = split(source.train, args.validation_fraction)
-    train = limit(train, args.training_images)
+        source = sources.read_source(args.dataset, args.data_path, folder_options(args))
+    train, validation = _train_and_validation(args, source)
     check_shares(len(train), args.batch_size, args.sync_batch_norm)
     parts = [part for part in (train, source.test, validation) if part is not None]
-    fits = fits_in_memory(args.image_size, len(train) + len(source.test), args.memory_gib)
-    loader, (test_loader, *others), normalisation = (_in_memory if fits else _streaming)(args, parts, device)
-    return Data(loader, others[0] if validation else None, test_loader, source.classes, normalisation)
+    images = len(train) + len(source.test)
+    in_memory = args.crops == "crop" and fits_in_memory(args.image_size, images, args.memory_gib)
+    loader, (test_loader, *others), normalisation = (_in_memory if in_memory else _streaming)(args, parts, device)
+    return Data(
+        loader,
+        others[0] if others else None,
+        test_loader,
+        source.classes,
+        normalisation,
+        source.whites,
+        source.notes,
+        source.fingerprint,
+    )
 
 
 def class_count(args: UserInput) -> int:
     """The number of classes, without reading an image."""
-    return sources.class_count(args.dataset, args.data_path)
+    return sources.class_count(args.dataset, args.data_path, folder_options(args))
 
 
 def training_count(args: UserInput) -> int:
     """The number of images that there are to train on, without reading one; `training_images` is at most this."""
-    count = sources.training_count(args.dataset, args.data_path)
+    count = sources.training_count(args.dataset, args.data_path, folder_options(args))
     return count - math.ceil(args.validation_fraction * count)  # rounded as `train_test_split` does
+
+
+def folder_options(args: UserInput) -> FolderOptions:
+    """What the settings say of a folder of images.
+
+    Raises:
+        InputError: they say it of another data set.
+    """
+    options = FolderOptions(args.test_fraction, args.validation_folder, args.skip_bad_images)
+    if args.dataset != "imagefolder" and options != FolderOptions(validation_folder=args.validation_folder):
+        raise InputError(f"dataset: test_fraction and skip_bad_images are for imagefolder, and not for {args.dataset}")
+    return options
 
 
 def fits_in_memory(image_size: int, images: int, memory_gib: float) -> bool:
     """Whether that many images of training and test together stay in memory."""
-    return image_size <= SMALL_IMAGE and images * image_size**2 * 3 <= memory_gib * 2**30
+    return images * image_size**2 * 3 <= memory_gib * 2**30
 
 
-def centre_view(image_size: int, in_memory: bool) -> Callable[[Image.Image], Image.Image]:
+def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
     """What makes an image s × s pixels in a test."""
-    return centre_crop(image_size, None if in_memory else round(image_size * RESIZE_RATIO))
+    whole = args.crops == "crop"
+    return centre_crop(args.image_size, None if whole else round(args.image_size * RESIZE_RATIO))
+
+
+def _train_and_validation(args: UserInput, source: Source) -> tuple[ImageSet, ImageSet | None]:
+    if source.validation is not None and args.validation_fraction > 0.0:
+        raise InputError(
+            "validation_fraction: data_dir has a folder of validation images; take 0, or --no-validation_folder"
+        )
+    train, validation = split(source.train, args.validation_fraction, classes=source.classes)
+    return limit(train, args.training_images), source.validation or validation
+
+
+def _known_normalisation(args: UserInput) -> Normalisation | None:
+    """The one that the settings name; None where it is to be measured."""
+    if args.normalisation == "study":
+        return Normalisation(*CIFAR10_STATISTICS)
+    if args.normalisation == "measured":
+        return None
+    if args.crops == "resized_crop":
+        return Normalisation(*IMAGENET_STATISTICS)
+    return Normalisation(*CIFAR10_STATISTICS) if args.dataset == "cifar10" else None
 
 
 # --------------------------------------------------------------------------------------------------- in memory
@@ -108,8 +158,8 @@ def centre_view(image_size: int, in_memory: bool) -> Callable[[Image.Image], Ima
 
 def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
     pixels = [decode(part, args.image_size) for part in parts]
-    study = args.normalisation == "study" or (args.normalisation == "auto" and args.dataset == "cifar10")
-    normalisation = Normalisation(*CIFAR10_STATISTICS) if study else measure_normalisation(pixels[0])
+    together = measured_together(args.image_size)
+    normalisation = _known_normalisation(args) or measure_normalisation(pixels[0].split(together))
     train, *others = (
         PlainLoader(images.to(device), torch.from_numpy(part.labels).to(device), args.batch_size, normalisation)
         for part, images in zip(parts, pixels, strict=True)
@@ -137,9 +187,8 @@ class AugmentedLoader:
     @classmethod
     def of(cls, plain: PlainLoader, seed: int, flip: bool) -> "AugmentedLoader":
         """The images of `plain`, padded once for all the crops to come."""
-        pixels = F.pad(plain.pixels, (0, 0, *(CROP_PADDING,) * 4))
         batch_size = training_batch(plain.batch_size, plain.images)
-        return cls(pixels, plain.labels, batch_size, plain.normalisation, seed, flip)
+        return cls(pad(plain.pixels), plain.labels, batch_size, plain.normalisation, seed, flip)
 
     @property
     def images(self) -> int:
@@ -149,15 +198,27 @@ class AugmentedLoader:
         return len(self.labels) // self.batch_size
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        # drawn on the CPU, a whole epoch at once: the same on every device, and one transfer
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        count, device = len(self.labels), self.pixels.device
-        order = torch.randperm(count, generator=generator).to(device)
-        top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator).to(device)
-        flip = (torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)).to(device)
+        drawn = draw_crops(len(self.labels), self.seed, epoch, self.flip)
+        order, top, left, flip = (part.to(self.pixels.device) for part in drawn)
         for share in shares(self.images, self.batch_size, first):
             pixels = crop_and_flip(self.pixels, order[share], top[share], left[share], flip[share])
             yield self.normalisation.apply(pixels), self.labels[order[share]]
+
+
+def draw_crops(count: int, seed: int, epoch: int, flip: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An epoch's order of `count` images, and at each place in it where the crop begins and whether it is mirrored.
+
+    Drawn on the CPU, a whole epoch at once: the same on every device. Gives order, top, left and flip, all (count,).
+    """
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    order = torch.randperm(count, generator=generator)
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator)
+    return order, top, left, torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+
+
+def pad(pixels: Tensor) -> Tensor:
+    """(n, s, s, 3) -> (n, s + 2p, s + 2p, 3) with black around the images, for all the crops to come."""
+    return F.pad(pixels, (0, 0, *(CROP_PADDING,) * 4))
 
 
 def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -176,24 +237,69 @@ def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip
 
 
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
-    if args.normalisation == "measured":
-        raise InputError("normalisation: measured needs images that fit into memory; take auto, or raise memory_gib")
-    statistics = CIFAR10_STATISTICS if args.normalisation == "study" else IMAGENET_STATISTICS
-    flip = v2.RandomHorizontalFlip(0.0 if args.dataset in NOT_FLIPPED else 0.5)
-    train = StreamLoader(
+    plain = StreamLoader(
         image_set=parts[0],
-        transform=v2.Compose([v2.RandomResizedCrop(args.image_size), flip]),
-        batch_size=training_batch(args.batch_size, len(parts[0])),
-        normalisation=Normalisation(*statistics),
+        transform=centre_view(args),
+        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
+        normalisation=Normalisation(*IMAGENET_STATISTICS),
         seed=args.seed,
-        train=True,
+        train=False,
         workers=args.workers,
         device=device,
     )
-    plain = replace(
-        train,
-        transform=centre_view(args.image_size, in_memory=False),
-        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
-        train=False,
-    )
-    return train, [replace(plain, image_set=part) for part in parts[1:]], train.normalisation
+    # where it is measured, one process reads the images for all
+    normalisation = _known_normalisation(args) or on_main(_measure, plain, measured_together(args.image_size))
+    plain = replace(plain, normalisation=normalisation)
+    flip, batch_size = args.dataset not in NOT_FLIPPED, training_batch(args.batch_size, len(parts[0]))
+    train: Loader
+    if args.crops == "crop":
+        train = CroppedStream(plain, batch_size, flip)
+    else:
+        crops = [v2.RandomResizedCrop(args.image_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+        train = replace(plain, transform=v2.Compose(crops), batch_size=batch_size, train=True)
+    return train, [replace(plain, image_set=part) for part in parts[1:]], normalisation
+
+
+@dataclass(frozen=True)
+class CroppedStream:
+    """As `AugmentedLoader`, the same batches bit for bit, of images that are read when their turn comes."""
+
+    plain: StreamLoader
+    batch_size: int
+    flip: bool
+
+    @property
+    def images(self) -> int:
+        return len(self) * self.batch_size
+
+    def __len__(self) -> int:
+        return len(self.plain.image_set) // self.batch_size
+
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        order, *drawn = draw_crops(len(self.plain.image_set), self.plain.seed, epoch, self.flip)
+        parts = shares(self.images, self.batch_size, first)
+        batches = self.plain.pixels([order[share].tolist() for share in parts])
+        for share, (pixels, labels) in zip(parts, batches, strict=True):
+            index = torch.arange(len(labels), device=pixels.device)
+            crops = crop_and_flip(pad(pixels), index, *(part[share].to(pixels.device) for part in drawn))
+            yield self.plain.normalisation.apply(crops), labels
+
+
+def _measure(plain: StreamLoader, together: int) -> Normalisation:
+    """The statistics of the training images as a test would see them, `together` of them summed up at once."""
+    count, batch = len(plain.image_set), min(MEASURED_BATCH, together)
+    parts = [list(range(first, min(first + batch, count))) for first in range(0, count, batch)]
+    bar = tqdm(plain.pixels(parts), "measuring the normalisation", len(parts), False, disable=hide_bar())
+    return measure_normalisation(_gathered((pixels.cpu() for pixels, _ in bar), together))
+
+
+def _gathered(batches: Iterable[Tensor], together: int) -> Iterator[Tensor]:
+    """The same images, `together` of them in each tensor but the last; a multiple of the images of a batch."""
+    waiting: list[Tensor] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= together:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)

@@ -6,6 +6,8 @@ import json
 import platform
 import subprocess
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,7 @@ from tqdm import tqdm
 
 from acceleration.devices import describe_device
 from acceleration.distributed import launch, size
+from command_line.errors import summary
 from command_line.paths import PROJECT
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
@@ -34,7 +37,7 @@ from nntest import Evaluation
 from run_state.checkpoints import RunState, write_atomically
 from run_state.confusion import as_csv, as_figure
 from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
-from user_input import FREE_ON_RESUME, UserInput
+from user_input import FREE_ON_RESUME, UserInput, default_settings
 
 CONFUSION = Path("confusion")
 PREDICTIONS = "predictions"
@@ -78,6 +81,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
         "command": args.command(),
         "started": datetime.now().isoformat(timespec="seconds"),
         "settings": dataclasses.asdict(args),
+        "defaults": default_settings(),  # against which an edit of user_input.py is told when the run is resumed
         "device": describe_device(training.device),
         "precision": training.precision,
         "parameters": training.parameters(),
@@ -89,6 +93,8 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
             "classes": list(data.classes),
             "mean": list(data.normalisation.mean),
             "std": list(data.normalisation.std),
+            "whites": data.whites,
+            "fingerprint": data.fingerprint,
         },
         "versions": {
             "python": platform.python_version(),
@@ -164,14 +170,15 @@ class RunLog:
         with writing(self.folder / LOG), open(self.folder / LOG, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def begin(self) -> None:
-        """Head the text log."""
+    def begin(self, notes: Sequence[str] = ()) -> None:
+        """Head the text log; `notes` are lines on the images."""
         config, data = self.config, self.config["data"]
         self.say(f"{config['command']}\n{config['device']}, {config['precision']}, {config['started']}")
         self.say(
             f"{config['parameters']:,} parameters, {data['train_images']:,} training and {data['test_images']:,} "
-            f"test images of {len(data['classes'])} classes\n{_schedule(config)}\n{HEADING}"
+            f"test images of {len(data['classes'])} classes"
         )
+        self.say("\n".join([*notes, _schedule(config), HEADING]))
 
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
         """Write the figures of an epoch that is done; `row` is its line of metrics.jsonl."""
@@ -189,7 +196,7 @@ class RunLog:
 
     def embeddings(self, model: nn.Module, epochs_done: int) -> None:
         """Draw the learnt position embeddings of each stage; about 10 ms a layer."""
-        with writing(self.folder):
+        with self.attempting("pictures of the position embeddings"):
             for stage, picture in stage_pictures(model):
                 self.tensorboard.add_image(f"{EMBEDDINGS}/{stage}", picture, epochs_done, dataformats="HWC")
 
@@ -206,20 +213,28 @@ class RunLog:
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"epoch{epoch:04d}.npz", content.getvalue())
 
+    @contextmanager
+    def attempting(self, what: str) -> Iterator[None]:
+        """What may come after the last epoch ends no run: where it fails, a line says so."""
+        try:
+            yield
+        except Exception as error:
+            self.say(f"{what} could not be made ({summary(error)}); the run itself is whole")
+
     def confusion(self, counts: Tensor, epochs_done: int) -> None:
-        """Write confusion.csv and confusion.png; counts (true classes, predicted classes)."""
+        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), sparse."""
         classes, picture = self.config["data"]["classes"], io.BytesIO()
-        figure = as_figure(counts, classes)
-        figure.savefig(picture, format="png", dpi=100)
-        pixels = np.asarray(Image.open(picture).convert("RGB"))
-        with writing(self.folder):
+        with self.attempting("confusion.csv"):
             write_atomically(self.folder / CONFUSION.with_suffix(".csv"), as_csv(counts, classes))
+        with self.attempting("confusion.png"):
+            as_figure(counts, classes).savefig(picture, format="png", dpi=100)
             write_atomically(self.folder / CONFUSION.with_suffix(".png"), picture.getvalue())
+            pixels = np.asarray(Image.open(picture).convert("RGB"))
             self.tensorboard.add_image("confusion matrix of the test", pixels, epochs_done, dataformats="HWC")
 
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
-        with writing(self.folder):
+        with self.attempting("the run's row in TensorBoard's HParams table"):
             self._add(self._hparams()[2])
             self.tensorboard.flush()
 
@@ -240,8 +255,8 @@ class RunLog:
         splits = ["train", "validation", "test"] if data.validation else ["train", "test"]
         charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
         board.add_custom_scalars({"training and test": charts})
-        for summary in self._hparams()[:2]:
-            self._add(summary)
+        for part in self._hparams()[:2]:
+            self._add(part)
 
     def _add(self, summary: Any) -> None:
         writer = self.tensorboard.file_writer
@@ -283,7 +298,7 @@ class NoLog:
     def say(self, text: str) -> None:
         pass
 
-    def begin(self) -> None:
+    def begin(self, notes: Sequence[str] = ()) -> None:
         pass
 
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:

@@ -28,6 +28,7 @@ from acceleration.distributed import hide_bar, is_main, launch, on_main, restart
 from command_line.console import lasting_console
 from command_line.errors import InputError, one_line_errors
 from data_preprocessing import Data, load_data
+from data_sources.fingerprint import differences
 from log_data import NoLog, RunLog, start_config
 from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
 from nntest import Evaluation, evaluate, evaluate_average, evaluate_in_training_mode
@@ -44,6 +45,7 @@ from run_state.run_folder import (
     has_checkpoint,
     locked,
     make_run_folder,
+    read_config,
     shown,
 )
 from run_state.saving import Saver
@@ -100,9 +102,8 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
         state, log = begin_or_resume(args, folder, data, training, facts or {})
         with log:
             train(args, data, TrainingStep(training), state, log, Saver(folder, args, state, training), stop)
-            done = state.epochs_done >= args.last_epoch
-            if done and (last := evaluate(training, data.test, "confusion", stop.until)):
-                log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
+            if state.epochs_done >= args.last_epoch:
+                test_classes(data, training, state, stop, log)
             result = summarise(args, folder, state, stop)
             report(args, log, result)
     return result
@@ -160,13 +161,25 @@ def begin_or_resume(
     if not on_main(has_checkpoint, folder):
         state = RunState(on_main(start_config, args, data, training) | facts)
         log = open_log(folder, state, data)
-        log.begin()
+        log.begin(data.notes)
         return state, log
+    on_main(check_same_data, folder, data)
     state, lines = load_checkpoint(folder, args, training)
     log = open_log(folder, state, data)
     steps = state.progress.steps
     log.say("\n".join([*lines, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
     return state, log
+
+
+def check_same_data(folder: Path, data: Data) -> None:
+    """Refuse to go on with a run on other data than it was begun with.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    saved = read_config(folder).get("data")
+    if isinstance(saved, dict) and (found := differences(saved, data.classes, data.fingerprint)):
+        raise InputError(f"data_dir: the data are not those that {folder} was begun with: {'; '.join(found)}")
 
 
 def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
@@ -224,6 +237,19 @@ def run_tests(
             return None
         tests[name] = found
     return tests
+
+
+def test_classes(data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog) -> None:
+    """Test once more for the confusion matrix; where an image has become unreadable, the run is whole all the same."""
+    try:
+        last = evaluate(training, data.test, "confusion", stop.until)
+    except InputError as error:
+        if size() > 1:  # the others are waiting for this process
+            raise
+        log.say(f"the confusion matrix could not be made ({error}); the run itself is whole")
+        return
+    if last:
+        log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
 
 
 def epoch_row(

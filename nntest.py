@@ -32,9 +32,12 @@ class Evaluation:
     predicted: Tensor  # (images,) int64
 
     def confusion_matrix(self, classes: int) -> Tensor:
-        """(classes, classes): how many images of each true class, by row, were taken for each class."""
-        counts = torch.bincount(self.labels * classes + self.predicted, minlength=classes**2)
-        return counts.view(classes, classes)
+        """(classes, classes): how many images of each true class, by row, were taken for each class.
+
+        Sparse (COO), since nearly all of 10,000² pairs of classes do not occur.
+        """
+        pairs, counts = torch.stack([self.labels, self.predicted]).unique(dim=1, return_counts=True)
+        return torch.sparse_coo_tensor(pairs, counts, (classes, classes), check_invariants=True).coalesce()
 
 
 @torch.inference_mode()

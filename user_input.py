@@ -19,6 +19,7 @@ from command_line.settings import Settings, setting
 from command_line.settings import from_saved as settings_from_saved
 
 LATEST = "latest"
+SMALL_IMAGE = 64  # pixels a side; larger images get ImageNet's augmentation
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,31 @@ class UserInput(Settings):
     # ------------------------------------------------------------------------------------------------- the data
     dataset: str = setting("cifar10", choices=("cifar10", "cifar100", "imagefolder", "digits"), help=
         "cifar10, cifar100 (downloaded when absent), digits (no download) or imagefolder (data_dir/train/<class>, "
-        "data_dir/test/<class>)")
+        "data_dir/test/<class>, and for validation data_dir/val/<class>)")
     data_dir: str = setting("data", "folder that holds, or will hold, the data set", path=True, free=True)
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)
+    augmentation: str = setting("auto", choices=("auto", "crop", "resized_crop"), help=
+        "what training sees of an image: crop (moved by up to 4 pixels; study), resized_crop (a part of it, at any "
+        "scale; a test sees the centre, as on ImageNet) or auto (crop up to image_size 64, else resized_crop)")
     normalisation: str = setting("auto", choices=("auto", "study", "measured"), help=
         "mean and standard deviation of the pixels: study (its values for CIFAR-10), measured on the training images, "
-        "or auto (study for cifar10, ImageNet's where images stream, else measured)")
+        "or auto (ImageNet's with resized_crop; with crop, study for cifar10, else measured)")
     batch_size: int = setting(128, "images per training step, of all processes together (study: 128)", minimum=2)
     workers: int = setting(2, minimum=0, maximum=256, free=True, help=
         "processes that load images which do not fit in memory; 0: the main process")
     memory_gib: float = setting(2.0, minimum=0.0, free=True, help=
-        "memory in GiB that a data set may take on the training device of each process; a larger one streams")
+        "memory in GiB that a data set may take on the training device of each process; a larger one streams, to the "
+        "same figures")
     training_images: int | None = setting(None, minimum=2, help=
         "train on so many of the training images, drawn once and the same for every seed; none: all of them (study)")
     validation_fraction: float = setting(0.0, minimum=0.0, below=1.0, help=
         "share of the training images held back to choose settings on (study: 0)")
+    validation_folder: bool = setting(True, before=False, help=
+        "imagefolder: data_dir/val, where it stands beside data_dir/test, has the images to choose settings on")
+    test_fraction: float = setting(0.0, minimum=0.0, below=1.0, help=
+        "imagefolder without a test folder: share of each class held back for the test, the same for every seed")
+    skip_bad_images: bool = setting(False, help=
+        "imagefolder: read every image before the training, and do without those that cannot be read")
 
     # --------------------------------------------------------------------------------------------- the training
     epochs: int = setting(90, "passes over the training images (study: 90)", minimum=1)
@@ -140,6 +151,13 @@ class UserInput(Settings):
         return self.stages
 
     @property
+    def crops(self) -> str:
+        """`augmentation` with auto replaced (computed)."""
+        if self.augmentation == "auto":
+            return "crop" if self.image_size <= SMALL_IMAGE else "resized_crop"
+        return self.augmentation
+
+    @property
     def last_epoch(self) -> int:
         """The epoch after which the run ends: `epochs`, or `stop_after` where that comes first (computed)."""
         return self.epochs if self.stop_after is None else min(self.epochs, self.stop_after)
@@ -189,6 +207,11 @@ def _check_lambda_layers(args: UserInput) -> None:
         channels = NARROWEST_STAGE << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
+
+
+def default_settings() -> dict[str, Any]:
+    """The defaults as they stand here now."""
+    return {field.name: field.default for field in dataclasses.fields(UserInput)}
 
 
 def given_settings(argv: list[str] | None = None) -> dict[str, Any]:

@@ -4,9 +4,10 @@ Every choice among images here is the same whatever the seed of a run, so that n
 images. n images of a set.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,27 +37,47 @@ def _read_part(read: Callable[[int], Image.Image], index: np.ndarray, i: int) ->
     return read(int(index[i]))
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set as it is published, or as it lies in a folder."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    validation: ImageSet | None = None  # one of its own
+    whites: dict[str, float] = field(default_factory=dict)  # in its images of more than 8 bits
+    notes: tuple[str, ...] = ()  # lines on what the images are like, and on what was left out
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # of each part, as `data_sources.fingerprint` has it
+
+
 def shuffled(images: ImageSet) -> np.ndarray:
     """One order of all the images, the same every time."""
     return np.random.default_rng(SPLIT_SEED).permutation(len(images))
 
 
-def split(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet | None]:
+def split(
+    images: ImageSet, fraction: float, setting: str = "validation_fraction", classes: Sequence[str] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """Hold back a stratified share of the images, the same ones every time; None where it is nought.
 
     Raises:
-        InputError: the share cannot be taken from every class.
+        InputError: the share, which is that of the `setting`, cannot be taken from every class.
     """
     if fraction == 0.0:
         return images, None
     from sklearn.model_selection import train_test_split  # here, since it takes a second, and most runs do without
 
+    counts = np.bincount(images.labels)
+    if alone := np.flatnonzero(counts == 1).tolist():
+        name = classes[alone[0]] if classes else alone[0]
+        more = f", and {len(alone) - 1} other classes too" if len(alone) > 1 else ""
+        raise InputError(f"{setting}: class {name} has one image{more}, which cannot be on both sides of a split")
     try:
         kept, held_back = train_test_split(
             np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=SPLIT_SEED
         )
     except ValueError as error:
-        raise InputError(f"validation_fraction: {fraction} cannot be split off by class: {error}") from error
+        raise InputError(f"{setting}: {fraction} cannot be split off by class: {error}") from error
     return images.part(kept), images.part(held_back)
 
 

@@ -3,6 +3,7 @@
 b images of a batch · s side in pixels
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +33,8 @@ class Normalisation:
 # set's; kept, since the first batch norm absorbs the factor.
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MEASURED_TOGETHER = 4096  # images of 64 pixels a side, or smaller
+MEASURED_BATCH = 64  # of them are read at once where they stream
 
 
 @lru_cache
@@ -40,10 +43,19 @@ def _on_device(normalisation: Normalisation, device: torch.device) -> tuple[Tens
     return torch.tensor(normalisation.mean, device=device), torch.tensor(normalisation.std, device=device)
 
 
-def measure_normalisation(images: Tensor) -> Normalisation:
-    """Mean and standard deviation over all the pixels of (n, s, s, 3) uint8 images, channel by channel."""
+def measured_together(side: int) -> int:
+    """How many images of that side are summed up at once, at most 400 MiB in float64: few, or a multiple of a batch."""
+    together = max(1, MEASURED_TOGETHER * 64**2 // max(64, side) ** 2)
+    return together if together < MEASURED_BATCH else together // MEASURED_BATCH * MEASURED_BATCH
+
+
+def measure_normalisation(parts: Iterable[Tensor]) -> Normalisation:
+    """Mean and standard deviation, channel by channel, over all the pixels of (n, s, s, 3) uint8 images, part by part.
+
+    The same images in the same parts give the same figures, bit for bit.
+    """
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for part in images.split(4096):
+    for part in parts:
         values = part.reshape(-1, 3).to(torch.float64) / 255.0
         total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(values)
     mean = total / count

@@ -1,96 +1,88 @@
 """The data sets by name: CIFAR-10 and CIFAR-100, folders of images by class, and digits that scikit-learn carries.
 
-`read_source` makes two `ImageSet`s and the names of the classes of each; a new data set is a function here and a line
-in `SOURCES`. No image is read before it is asked for.
+`read_source` makes the `ImageSet`s of training and test, and the names of the classes; a new data set is a function
+here and a line in `SOURCES`. No image is read before it is asked for.
 """
 
+import errno
+import http.client
 import shutil
 import tarfile
 import urllib.error
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import check_md5
 
 from command_line.errors import InputError
-from data_sources.image_set import ImageSet, shuffled, split
-from data_sources.images import read_image
+from data_sources.fingerprint import fingerprint
+from data_sources.image_set import ImageSet, Source, split
+from data_sources.layout import FolderOptions, counts, read_folders
 
 DIGITS_TEST = 0.2  # share of the digits that are for the test
+DOWNLOAD_FAILED = (
+    *(urllib.error.URLError, http.client.HTTPException, tarfile.TarError),
+    *(EOFError, zlib.error, RuntimeError, OSError),
+)
+NOT_WRITABLE = {getattr(errno, name, -1) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT")}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set as it is published."""
-
-    train: ImageSet
-    test: ImageSet
-    classes: tuple[str, ...]
-
-
-def read_source(dataset: str, folder: Path) -> Source:
+def read_source(dataset: str, folder: Path, options: FolderOptions = FolderOptions()) -> Source:  # noqa: B008 - frozen
     """The data set of that name, which is in `folder`, or comes there by a download.
 
     Raises:
         InputError: files are missing, damaged or do not agree.
     """
-    return SOURCES[dataset](folder)
+    if dataset == "imagefolder":
+        return read_folders(folder, options)
+    source = SOURCES[dataset](folder)
+    parts = {"train": source.train, "test": source.test}
+    fingerprints = {name: fingerprint(part.labels, len(source.classes)) for name, part in parts.items()}
+    return replace(source, fingerprint=fingerprints)
 
 
-def class_count(dataset: str, folder: Path) -> int:
+def class_count(dataset: str, folder: Path, options: FolderOptions) -> int:
     """The number of classes, without reading an image."""
-    counts = {"cifar10": 10, "cifar100": 100, "digits": 10}
-    return counts.get(dataset) or len(_image_folder(folder / "train").classes)
+    known = {"cifar10": 10, "cifar100": 100, "digits": 10}
+    return known.get(dataset) or counts(folder, options)[0]
 
 
-def training_count(dataset: str, folder: Path) -> int:
+def training_count(dataset: str, folder: Path, options: FolderOptions) -> int:
     """The number of training images, without reading one."""
-    counts = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1437}
-    return counts.get(dataset) or len(_image_folder(folder / "train").samples)
+    known = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1437}
+    return known.get(dataset) or counts(folder, options)[1]
 
 
 def _cifar(folder: Path, name: str, kind: type[CIFAR10]) -> Source:
     archive, had_folder = folder / kind.filename, folder.exists()
     try:
         parts = [kind(str(folder), train=train, download=True) for train in (True, False)]
-    except (urllib.error.URLError, tarfile.TarError, EOFError, zlib.error, RuntimeError, OSError) as error:
-        state = "is truncated or damaged, and" if archive.is_file() else "is not there, and"
+    except DOWNLOAD_FAILED as error:
         if not had_folder:
             shutil.rmtree(folder, ignore_errors=True)  # what the failed download left
-        raise InputError(
-            f"dataset: {archive} {state} {name} could not be downloaded ({error}); put {kind.filename} from "
-            f"{kind.url} into {folder}, or try --dataset digits, which needs no download"
-        ) from error
+        raise InputError(_no_cifar(archive, name, kind, error)) from error
     return Source(_labelled(parts[0]), _labelled(parts[1]), tuple(parts[0].classes))
 
 
-def _image_folders(folder: Path) -> Source:
-    train, test = (_image_folder(folder / part) for part in ("train", "test"))
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(
-            f"data_dir: the classes in {folder}/train and /test differ ({', '.join(odd[:5])} is in one only)"
-        )
-    # the files lie class by class, and CIFAR-10's do not: a network tested in training mode would see single classes
-    mixed = _labelled(test)
-    return Source(_labelled(train), mixed.part(shuffled(mixed)), tuple(train.classes))
-
-
-def _image_folder(folder: Path) -> ImageFolder:
-    if not folder.is_dir():
-        raise InputError(
-            f"data_dir: there is no folder {folder}; imagefolder takes a folder with train/<class>/ and test/<class>/"
-        )
-    try:
-        return ImageFolder(str(folder), loader=read_image)
-    except OSError as error:  # no class folder, or one without an image: the message names it
-        raise InputError(f"data_dir: {folder}: {error}") from error
+def _no_cifar(archive: Path, name: str, kind: type[CIFAR10], error: Any) -> str:
+    """Why the data set could not be had, and what to do."""
+    if getattr(error, "errno", None) in NOT_WRITABLE:
+        sound = archive.is_file() and check_md5(str(archive), kind.tgz_md5)
+        what = f"{archive} is sound, but cannot be unpacked" if sound else f"{name} cannot be downloaded"
+        return f"data_dir: {what} into {archive.parent} ({error.strerror}); take a data_dir with room to write"
+    state = "is truncated or damaged, and" if archive.is_file() else "is not there, and"
+    return (
+        f"dataset: {archive} {state} {name} could not be downloaded ({type(error).__name__}: {error}); put "
+        f"{kind.filename} from {kind.url} into {archive.parent}, or try --dataset digits, which needs no download"
+    )
 
 
 def _digits(folder: Path) -> Source:
@@ -106,12 +98,11 @@ def _digits(folder: Path) -> Source:
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "cifar10": partial(_cifar, name="cifar10", kind=CIFAR10),
     "cifar100": partial(_cifar, name="cifar100", kind=CIFAR100),
-    "imagefolder": _image_folders,
     "digits": _digits,
 }
 
 
-def _labelled(dataset: CIFAR10 | ImageFolder) -> ImageSet:
+def _labelled(dataset: CIFAR10) -> ImageSet:
     return ImageSet(partial(_first, dataset), np.asarray(dataset.targets))
 
 

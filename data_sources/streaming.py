@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 
@@ -48,17 +48,23 @@ class StreamLoader:
 
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         order = self._order(epoch)
+        parts = [order[share] for share in shares(self.images, self.batch_size, first)]
+        for pixels, labels in self.pixels(parts, epoch):
+            yield self.normalisation.apply(pixels), labels
+
+    def pixels(self, parts: Iterable[list[int]], epoch: int = 0) -> Iterator[Batch]:
+        """Of each part, the images of these numbers as (b, s, s, 3) uint8, and their labels, on the device."""
         loader = DataLoader(
             _Stream(self.image_set, self.transform, self.seed, epoch),
-            batch_sampler=[order[share] for share in shares(self.images, self.batch_size, first)],
+            batch_sampler=parts,
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_main,
         )
         for pixels, labels in _batches_of(loader):
-            images = self.normalisation.apply(pixels.to(self.device, non_blocking=True))
-            yield images, torch.from_numpy(labels).to(self.device, non_blocking=True)
+            there = torch.from_numpy(labels).to(self.device, non_blocking=True)
+            yield pixels.to(self.device, non_blocking=True), there
 
     def reordered(self, order: Tensor, batch_size: int) -> "StreamLoader":
         return replace(self, image_set=self.image_set.part(order.numpy()), batch_size=batch_size)

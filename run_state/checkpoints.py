@@ -28,7 +28,8 @@ from command_line.errors import InputError
 from model_preparation import Training
 from nntrain import EpochProgress
 from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files, position, read_config, writing
-from user_input import UserInput, contradictions, from_saved
+from run_state.saved_settings import saved_settings
+from user_input import UserInput, contradictions
 
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a folder, on a file system that has no such thing: vboxsf, old CIFS
 KEPT = 2  # newest checkpoints that stay: should the last one be damaged, there is one before it
@@ -154,7 +155,7 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
             unfinished.unlink()
     lines: list[str] = []
     config, newest = read_config(folder), None
-    _agree(args, config["settings"], folder)
+    _agree(args, config, folder)
     read = partial(_read_sound, identity=config["id"], args=args, training=training)
     for path in reversed(checkpoint_files(folder)):
         if newest := read(path, lines):
@@ -170,8 +171,8 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     return newest, lines + _mend_best(folder, newest, best, read)
 
 
-def _agree(args: UserInput, settings: dict[str, Any], source: Path) -> None:
-    if differences := contradictions(args, from_saved(settings, source)):
+def _agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
+    if differences := contradictions(args, saved_settings(config, source)):
         raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
 
 
@@ -183,7 +184,7 @@ def _read_sound(
         saved = read_checkpoint(path)
         if saved["config"]["id"] != identity:
             raise InputError("it is another run's")
-        _agree(args, saved["config"]["settings"], path)
+        _agree(args, saved["config"], path)
         check_form(saved, training)
         _restore(saved, training)
     except Exception as error:  # a damaged file fails in whichever way its bytes happen to

@@ -1,17 +1,21 @@
-"""The settings of a run that is resumed: its own, but for those that the command line gives anew."""
+"""The settings of a run that is resumed: its own, but for those that are given anew."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
-from command_line.errors import one_line_errors
+from command_line.errors import InputError, one_line_errors
 from run_state.run_folder import CONFIG, find_run, group_folder, read_config
-from user_input import UserInput, from_saved, given_settings
+from run_state.saved_settings import saved_settings
+from user_input import FREE_ON_RESUME, UserInput, default_settings, given_settings
 
 
 def load_settings(argv: list[str] | None = None) -> UserInput:
     """The settings with the flags of `argv` (the process's own by default) in place of the defaults.
 
-    With `--resume`, a setting whose flag is not given is that of the run which is resumed. Ends the process with exit
-    code 2 and one line for a flag or value that is not allowed, and where there is no such run.
+    With `--resume`, a setting whose flag is not given is that of the run which is resumed; a default that was edited
+    since that run began counts as a flag. Ends the process with exit code 2 and one line for a flag or value that is
+    not allowed, and where there is no such run.
     """
     with one_line_errors():
         given = given_settings(argv)
@@ -19,5 +23,26 @@ def load_settings(argv: list[str] | None = None) -> UserInput:
         if args.resume is None:
             return args
         folder = find_run(group_folder(args.runs_path, args.model), args.resume_path)
-        saved = from_saved(read_config(folder)["settings"], folder / CONFIG)
-        return dataclasses.replace(saved, **{**given, "resume": str(folder)})
+        config = read_config(folder)
+        saved = saved_settings(config, folder / CONFIG)
+        edited = {name: value for name, value in _edited(config).items() if name not in given}
+        _check_edited(edited, saved, folder)
+        return dataclasses.replace(saved, **{**edited, **given, "resume": str(folder)})
+
+
+def _edited(config: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of `user_input.py` that are others than when the run began."""
+    before = config.get("defaults")
+    if not isinstance(before, dict):  # a run of an earlier version
+        return {}
+    return {name: value for name, value in default_settings().items() if name in before and before[name] != value}
+
+
+def _check_edited(edited: dict[str, Any], saved: UserInput, folder: Path) -> None:
+    """Refuse an edit that would make the run's figures another run's."""
+    for name, value in edited.items():
+        if name not in FREE_ON_RESUME and value != getattr(saved, name):
+            raise InputError(
+                f"resume: {name} is {value} in user_input.py now, and {getattr(saved, name)} in the run {folder}; "
+                f"put it back, or give --{name} as the run has it"
+            )

@@ -9,13 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from command_line import errors
 from command_line.errors import InputError
-from data_preprocessing import centre_view, fits_in_memory
+from data_preprocessing import centre_view
 from data_sources.normalisation import Normalisation
+from data_sources.pixels import Whites
 from model_preparation import build_model
 from run_state.checkpoints import read_checkpoint
-from run_state.run_folder import checkpoint_files
-from user_input import UserInput, from_saved
+from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files
+from run_state.saved_settings import saved_settings
+from user_input import UserInput
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,28 @@ class TrainedNetwork:
     normalisation: Normalisation
     epochs_done: int
     view: Callable[[Image.Image], Image.Image]  # an RGB image of any size -> s × s pixels, as in the run's test
+    whites: Whites  # what was white in the run's images of more than 8 bits
 
 
 def load_network(path: Path) -> TrainedNetwork:
-    """The network of a checkpoint, or of the newest sound one in a run's folder. No code of the file is run.
+    """The network of a checkpoint, or of the newest sound one of a run: its folder, or that of its checkpoints.
+
+    No code of the file is run. A line on standard error tells of a checkpoint that was passed over.
 
     Raises:
         InputError: there is none, or none of this project.
     """
     if not path.is_dir():
         return _load(path)
-    files = checkpoint_files(path)
+    folder = path.absolute().parent if path.name == CHECKPOINTS else path
+    files = [*([best_file(folder)] if best_file(folder).exists() else []), *checkpoint_files(folder)]
     for newest in reversed(files):
         try:
             return _load(newest)
-        except InputError:
+        except InputError as error:
             if newest == files[0]:
                 raise
+            errors.tell(f"{newest.name} was passed over: {str(error).removeprefix('checkpoint: ')}")
     raise InputError(f"checkpoint: {path} holds no checkpoint; takes a file epoch<number>.pt, or a run's folder")
 
 
@@ -66,17 +74,17 @@ def _load(path: Path) -> TrainedNetwork:
 
 def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
     config = saved["config"]
-    args, data = from_saved(config["settings"], path), config["data"]
+    args, data = saved_settings(config, path), config["data"]
     model = build_model(args, len(data["classes"]))
     model.load_state_dict(saved["training"]["model"])
-    images = sum(data[f"{part}_images"] for part in ("train", "test"))
     return TrainedNetwork(
         model=model.eval(),
         args=args,
         classes=tuple(map(str, data["classes"])),
         normalisation=Normalisation(tuple(data["mean"]), tuple(data["std"])),
         epochs_done=len(saved["rows"]),
-        view=centre_view(args.image_size, fits_in_memory(args.image_size, images, args.memory_gib)),
+        view=centre_view(args),
+        whites={str(kind): float(white) for kind, white in data.get("whites", {}).items()},
     )
 
 

@@ -58,7 +58,7 @@ def test_its_network_is_loaded(run: Path) -> None:
 
 def test_a_missing_setting_takes_the_value_that_does_what_was_done_before() -> None:
     args = from_saved(saved_settings(), SAVED)
-    defaults = UserInput()
+    defaults = UserInput(validation_folder=False)
     assert (args.schedule, args.average, args.stop_after) == ("epoch", "none", None)
     for field in dataclasses.fields(UserInput):
         if field.name not in saved_settings():

@@ -18,10 +18,10 @@ import draw_embeddings
 import export_model
 import predict
 from command_line.errors import InputError
+from data_sources.images import read_image
 from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
 from main_general import RunResult, main
-from predict import read_image
 from resnet import DEPTHS
 from run_state.run_folder import checkpoint_files
 from run_state.trained_network import load_network
@@ -62,57 +62,11 @@ def test_predictions_of_the_test_images_come_to_the_runs_accuracy(
 
 def test_confidences_fall_and_come_to_one(trained: tuple[UserInput, RunResult], photos: Path) -> None:
     network = load_network(checkpoint_files(trained[1].folder)[-1])
-    predictions = predict.predict(network, read_image(photos / "test/one/11.png"), top=9)
+    predictions = predict.predict(network, read_image(str(photos / "test/one/11.png")), top=9)
     assert {name for name, _ in predictions} == {"nought", "one", "two"}
     shares = [share for _, share in predictions]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1.0)
-
-
-def test_images_of_every_kind_are_read_as_people_see_them(tmp_path: Path) -> None:
-    def read(name: str, image: Image.Image, **options) -> np.ndarray:
-        image.save(tmp_path / name, **options)
-        return np.asarray(read_image(tmp_path / name))
-
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    colour = np.stack([grey, grey[::-1], 255 - grey], -1)
-    for name in ("a.png", "a.webp", "a.tiff", "a.bmp", "a.ppm"):
-        options = {"lossless": True} if name == "a.webp" else {}
-        np.testing.assert_array_equal(read(name, Image.fromarray(colour), **options), colour)
-    np.testing.assert_array_equal(read("palette.gif", Image.fromarray(grey)), np.stack([grey] * 3, -1))
-    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read("16.png", sixteen), np.stack([grey] * 3, -1))
-    floating = Image.fromarray(grey.astype(np.float32) / 255)
-    np.testing.assert_array_equal(read("float.tiff", floating), np.stack([grey] * 3, -1))
-    np.testing.assert_array_equal(read("1.png", Image.fromarray(grey > 99)), np.stack([(grey > 99) * 255] * 3, -1))
-    half = np.dstack([colour, np.array([[0, 0, 255, 255]] * 3, np.uint8)])
-    seen = np.where(half[..., 3:] == 0, 255, colour)
-    np.testing.assert_array_equal(read("alpha.png", Image.fromarray(half)), seen)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # the camera was held upright: turn by a quarter, clockwise
-    np.testing.assert_array_equal(read("turned.png", Image.fromarray(colour), exif=turned), np.rot90(colour, -1))
-    frames = [Image.fromarray(np.full((3, 4), level, np.uint8)) for level in (10, 200)]
-    assert (read("frames.gif", frames[0], save_all=True, append_images=frames[1:]) == 10).all()
-    assert read("cmyk.jpg", Image.new("CMYK", (5, 4))).shape == (4, 5, 3)
-
-
-def test_what_is_no_image_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.png").write_text("no image")
-    Image.new("L", (100, 100)).save(tmp_path / "large.png")
-    (tmp_path / "cut.png").write_bytes((photos / "test/one/11.png").read_bytes()[:60])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
-    for name, says in {
-        ".": "is a folder; takes image files",
-        "absent.png": "there is no file",
-        "text.png": "is no image that can be read",
-        "cut.png": "is no image that can be read",
-        "large.png": "has more pixels than the 6,000 that are taken from a file",
-    }.items():
-        with pytest.raises(InputError, match=says):
-            read_image(tmp_path / name)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # from here on Pillow refuses, and does not only warn
-    with pytest.raises(InputError, match="has more pixels"):
-        read_image(tmp_path / "large.png")
 
 
 def test_what_is_no_checkpoint_is_refused(trained: tuple[UserInput, RunResult], tmp_path: Path) -> None:
@@ -177,7 +131,9 @@ def test_a_run_ends_with_its_confusion_matrix(trained: tuple[UserInput, RunResul
     header, *rows = csv.reader((result.folder / "confusion.csv").open())
     assert header == ["true class", "nought", "one", "two"]
     for name, *counts in rows:
-        found = [predict.predict(network, read_image(path), 1)[0][0] for path in (photos / "test" / name).glob("*")]
+        found = [
+            predict.predict(network, read_image(str(path)), 1)[0][0] for path in (photos / "test" / name).glob("*")
+        ]
         assert [int(count) for count in counts] == [found.count(one) for one in header[1:]]
     assert Image.open(result.folder / "confusion.png").size > (300, 300)
 

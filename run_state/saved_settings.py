@@ -1,0 +1,36 @@
+"""The settings of a run as its config tells them, in the words of today."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from command_line.errors import InputError
+from data_preprocessing import fits_in_memory
+from data_sources.normalisation import IMAGENET_STATISTICS
+from user_input import SMALL_IMAGE, UserInput, from_saved
+
+
+def saved_settings(config: dict[str, Any], source: Path) -> UserInput:
+    """The settings of `config`, which `source` holds: a run's config.json, or a checkpoint.
+
+    Before there was the setting `augmentation`, small images that did not fit in memory were cropped and normalised as
+    ImageNet's: such a run has `resized_crop`.
+
+    Raises:
+        InputError: a setting of another version cannot be honoured, or what is said of the data is damaged.
+    """
+    args = from_saved(config["settings"], source)
+    if "augmentation" in config["settings"] or args.image_size > SMALL_IMAGE:
+        return args
+    try:
+        streamed = _streamed(args, config["data"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"resume: {source} cannot be read (its data: {type(error).__name__})") from error
+    return dataclasses.replace(args, augmentation="resized_crop") if streamed else args
+
+
+def _streamed(args: UserInput, data: dict[str, Any]) -> bool:
+    if args.normalisation == "auto":
+        return tuple(data["mean"]) == IMAGENET_STATISTICS[0]
+    images = data["train_images"] + data["test_images"]
+    return args.normalisation == "study" and not fits_in_memory(args.image_size, images, args.memory_gib)
