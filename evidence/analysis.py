@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
-from evidence.contrasts import Estimate, estimate, holm, with_new_images
+from evidence.contrasts import Estimate, estimate, estimate_in_modes, holm, with_new_images
 from evidence.logs import Chapter, Remarks
 from evidence.predictions import TOP1, of_images
 from evidence.questions import Column, Comparison, Experiment
@@ -151,7 +151,7 @@ class Answer:
             for label, mode in self.columns
             if label in self.networks
         }
-        found = [(one, estimate(values, one.weights)) for one in self.experiment.comparisons]
+        found = [(one, estimate_in_modes(values, one.weights)) for one in self.experiment.comparisons]
         adjusted = holm([one.p if one else NAN for _, one in found])
         return [
             Finding(comparison, one, p, self._with_images(comparison, one) if one else (NAN, NAN))
@@ -178,7 +178,7 @@ class Answer:
                     for label, mode in self.columns
                     if label in self.networks
                 }
-                one = estimate(of_columns, comparison.weights)
+                one = estimate_in_modes(of_columns, comparison.weights)
             if one is None:
                 return found
             found.append(one)

@@ -7,7 +7,8 @@ so the runs of one seed rise and fall together, and arms are compared within a s
 
 fitted by least squares; the residual's variance is pooled over the arms. Of two arms it is the paired t-test.
 
-An arm may be a network in one of the modes that it is tested in. A contrast is a weighted sum of arms, such as
+An arm may be a network in one of the modes that it is tested in; one that stands in two is the reference, beside which
+the others are put, each in its own mode. A contrast is a weighted sum of arms, such as
 {"L": 1, "R": -1}, in the unit of y; here that is percentage points.
 """
 
@@ -83,6 +84,37 @@ def estimate(values: Mapping[Arm, Mapping[int, float]], weights: Mapping[Arm, fl
         deviation=deviation,
         each={seed: sum(weight * values[arm][seed] for arm, weight in weights.items()) for seed in seeds},
     )
+
+
+Column = tuple[str, str]  # a network, and the mode that it is tested in
+
+
+def beside_reference(values: Mapping[Column, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+    """Of each network its values less the reference's in the same mode; the reference's own are 0.
+
+    The reference is the network that stands in both modes, with the same weights and nearly the same values. As two
+    arms it would count twice: the residual would come out too small, and its degrees of freedom too many.
+
+    Raises:
+        StopIteration: none does.
+    """
+    labels = [label for label, _ in values]
+    reference = next(label for label in labels if labels.count(label) > 1)
+    found: dict[str, dict[int, float]] = {}
+    for (label, mode), own in values.items():
+        theirs = values.get((reference, mode), {})
+        found.setdefault(label, {}).update({seed: own[seed] - theirs[seed] for seed in own.keys() & theirs.keys()})
+    return found
+
+
+def estimate_in_modes(values: Mapping[Column, Mapping[int, float]], weights: Mapping[Column, float]) -> Estimate | None:
+    """As `estimate`, of networks in the modes that they are tested in, of which one may stand in two."""
+    if len({label for label, _ in values}) == len(values):
+        return estimate(values, weights)
+    of_labels: dict[str, float] = {}
+    for (label, _), weight in weights.items():
+        of_labels[label] = of_labels.get(label, 0.0) + weight
+    return estimate(beside_reference(values), of_labels)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

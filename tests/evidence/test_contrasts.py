@@ -9,9 +9,11 @@ from scipy import stats
 
 from evidence.contrasts import (
     Estimate,
+    beside_reference,
     deviation_interval,
     equivalence,
     estimate,
+    estimate_in_modes,
     holm,
     power,
     seeds_for,
@@ -137,3 +139,26 @@ def test_the_interval_of_a_standard_deviation() -> None:
         low, high = deviation_interval(statistics.stdev(generator.normal(size=5).tolist()), 4)
         inside += low < 1.0 < high
     assert inside / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_network_in_two_modes_is_what_the_others_are_put_beside() -> None:
+    values = {
+        ("R", "evaluation"): {0: 70.0, 1: 72.0},
+        ("L", "evaluation"): {0: 71.0, 1: 72.5},
+        ("R", "training_mode"): {0: 69.0, 1: 71.5},
+        ("S", "training_mode"): {0: 66.0, 1: 69.5},
+    }
+    assert beside_reference(values) == {"R": {0: 0.0, 1: 0.0}, "L": {0: 1.0, 1: 0.5}, "S": {0: -3.0, 1: -2.0}}
+    weights = {
+        **{("L", "evaluation"): 1.0, ("R", "evaluation"): -1.0},
+        **{("S", "training_mode"): -1.0, ("R", "training_mode"): 1.0},
+    }
+    found = estimate_in_modes(values, weights)
+    assert (found.points, found.each, found.freedom) == (pytest.approx(3.25), {0: 4.0, 1: 2.5}, 2)
+    # by hand: columns 0, (1, 0.5), (-3, -2) less their means, then less the means over the columns
+    left = [1 / 12, 1 / 3, -5 / 12]
+    residual = math.sqrt(2 * sum(value**2 for value in left) / 2)
+    assert found.error == pytest.approx(residual * math.sqrt(2 / 2))
+    two = {column: values[column] for column in (("R", "evaluation"), ("L", "evaluation"))}
+    paired = estimate_in_modes(two, {("L", "evaluation"): 1.0, ("R", "evaluation"): -1.0})
+    assert (paired.points, paired.freedom) == (pytest.approx(0.75), 1)
