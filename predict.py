@@ -26,7 +26,7 @@ from command_line import errors
 from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import printable
 from data_sources.folders import images_below, left_out_line
-from data_sources.images import read_image
+from data_sources.images import is_bad, read_image
 from run_state.trained_network import TrainedNetwork, load_network
 
 BATCH = 32  # images that the network sees at once
@@ -114,7 +114,7 @@ def predict_files(
                 images.append(network.view(read_image(path, network.whites, "images")))
                 read.append(path)
             except InputError as error:
-                if not skip_bad:
+                if not (skip_bad and is_bad(error)):
                     raise
                 errors.tell(f"skipped: {str(error).removeprefix('images: ')}")
         if images:

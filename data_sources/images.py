@@ -105,6 +105,11 @@ def _whole(path: str) -> Image.Image | None:
     return pictures[0] if all(other == first for other in others) else None
 
 
+def is_bad(error: InputError) -> bool:
+    """Whether an image was refused for what it is, and not for want of memory; so that it may be skipped."""
+    return not isinstance(error.__cause__, MemoryError)
+
+
 def _reason(path: str, error: Exception) -> str:
     name = format_of(path) if os.path.isfile(path) else None
     if name is not None and name not in IMAGE_FORMATS:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from acceleration.distributed import hide_bar
 from command_line.errors import InputError
-from data_sources.images import ends_early, load, open_image, read_image
+from data_sources.images import ends_early, is_bad, load, open_image, read_image
 from data_sources.pixels import Whites, brightest, deep_kind, orientation, white_of
 
 MOST_LOOKED_AT = 20_000  # of a larger set, so many are looked at, spread evenly: a second for 10,000 or so
@@ -61,6 +61,8 @@ def unreadable(paths: Sequence[str], whites: Whites) -> list[tuple[int, str]]:
         try:
             read_image(path, whites)
         except InputError as error:
+            if not is_bad(error):
+                raise
             return str(error)
         return None
 

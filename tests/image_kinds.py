@@ -184,6 +184,7 @@ def deep() -> list[Kind]:
         saved("16.tiff", of(65535, np.uint16), seen),
         saved("12_in_16.tiff", of(4095, np.uint16), seen, 1),
         saved("16.pgm", of(65535, np.uint16), seen),
+        Kind("white_is_zero.tiff", lambda path: _write_inverted_tiff(path, np.rint((1 - steps) * 65535)), seen, 1),
         Kind("10.pgm", lambda path: _write_pgm(path, np.rint(steps * 1023), 1023), seen, 1),
         saved("20_in_32.tiff", of(2**20 - 1, np.int32), seen),
         saved("float.tiff", Image.fromarray(steps.astype(np.float32)), seen),
@@ -196,6 +197,16 @@ def deep() -> list[Kind]:
             transparency=7,
         ),
     ]
+
+
+def _write_inverted_tiff(path: Path, values: np.ndarray) -> None:
+    """16 bits, of which 0 is white: width, height, bits, compression, photometric, strip, samples, rows, bytes."""
+    content = values.astype("<u2").tobytes()
+    tags = [(256, COLUMNS), (257, ROWS), (258, 16), (259, 1), (262, 0), (273, 8), (277, 1), (278, ROWS)]
+    tags.append((279, len(content)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(content))
+    path.write_bytes(head + content + struct.pack("<H", len(tags)) + entries + bytes(4))
 
 
 def _write_pgm(path: Path, values: np.ndarray, highest: int) -> None:

@@ -3,14 +3,20 @@
 import doctest
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import export_model
+import predict
 from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer
+from main_general import main
+from resnet import DEPTHS
+from run_state.resumption import load_settings
 from user_input import load_user_input
 
 sys.path.insert(0, str(PROJECT / "docs"))
@@ -90,6 +96,29 @@ def test_every_command_is_executed_or_named_as_not_executed() -> None:
     for where in EXECUTED_BY.values():
         file, test = where.split("::")
         assert f"def {test or 'test_'}" in (PROJECT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_the_walk_through_leads_from_photographs_to_an_exported_network(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is shown, any depth has
+    train, *others = [
+        shlex.split(line)[1:]
+        for language, block in blocks(PROJECT / "docs" / "training_on_your_images.md")
+        for line in block.splitlines()
+        if not language
+    ]
+    assert [script for script, *_ in (train, *others)] == ["main_general.py", "predict.py", "export_model.py"]
+    result = main(load_settings([*train[1:], "--runs_dir", "runs", "--epochs", "2"]))
+    monkeypatch.setattr(export_model, "save_onnx", lambda program, classes, path: path.write_text(str(classes)))
+    for script, *flags in others:
+        given = [str(result.folder) if flag == "runs/Lambda/<run>" else flag for flag in flags]
+        {"predict.py": predict, "export_model.py": export_model}[script].main(given)
+    assert len((tmp_path / "seen.csv").read_text().splitlines()) == 1 + 33
+    assert (tmp_path / "photos.onnx").read_text() == "('nought', 'one', 'two')"
+    assert (result.folder / "checkpoints" / "best.pt").exists()
 
 
 def test_python_examples_run() -> None:

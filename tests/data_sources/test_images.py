@@ -134,7 +134,7 @@ def test_a_survey_counts_the_kinds(tmp_path: Path) -> None:
     for words in (
         r"11 transparent, put on white",
         r"28 turned as EXIF says",
-        r"7 16-bit",
+        r"8 16-bit",
         r"2 floating-point",
         r"1 32-bit",
         r"3 whole in files that end early",
@@ -153,6 +153,16 @@ def test_what_cannot_be_read_is_found_beforehand(tmp_path: Path) -> None:
     ((number, why),) = unreadable([str(tmp_path / "a.png"), str(tmp_path / "b.png")], {})
     assert number == 1
     assert "b.png is no readable image" in why
+
+
+def test_an_image_is_not_skipped_for_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*given: object) -> None:
+        raise MemoryError
+
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    monkeypatch.setattr("data_sources.images.as_rgb", too_large)
+    with pytest.raises(InputError, match="MemoryError"):
+        unreadable([str(tmp_path / "a.png")], {})
 
 
 def test_pillows_warnings_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The data sets, read from what lies on the disk."""
 
 import dataclasses
+import errno
 import hashlib
+import http.client
 import io
 import pickle
 import shutil
@@ -129,3 +131,37 @@ def test_without_archive_and_network_the_way_out_is_named(tmp_path: Path, monkey
     with pytest.raises(InputError, match=r"is not there.*put cifar-10-python.tar.gz from http.* into .*data"):
         load_data(args, CPU)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "archive", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            True,
+            "is sound, but cannot be unpacked into .*No space left",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            True,
+            "is sound, but cannot be unpacked .*Permission denied",
+        ),
+        (OSError(errno.EROFS, "Read-only file system"), False, "cifar10 cannot be downloaded into .*Read-only"),
+        (http.client.InvalidURL("nonnumeric port"), False, "could not be downloaded .InvalidURL: nonnumeric port"),
+        (http.client.IncompleteRead(b"", 9), False, "could not be downloaded .IncompleteRead"),
+    ],
+)
+def test_what_failed_is_told_in_one_line(
+    error: Exception, archive: bool, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **options: object) -> None:
+        raise error
+
+    folder = tmp_path / "data"
+    fake_cifar(folder, monkeypatch)
+    if not archive:
+        (folder / CIFAR10.filename).unlink()
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(InputError, match=says) as refused:
+        load_data(UserInput(data_dir=str(folder)), CPU)
+    assert "truncated" not in str(refused.value)
