@@ -33,6 +33,7 @@ class Batches:
     def __init__(self, *batches: tuple[Tensor, Tensor]) -> None:
         self.given = batches
         self.images = sum(len(labels) for _, labels in batches)
+        self.batch_size = len(batches[0][1])
 
     def __len__(self) -> int:
         return len(self.given)
