@@ -26,6 +26,7 @@ from evidence.estimates import dry_run
 from evidence.processes import carry_out_all
 from evidence.questions import EXPERIMENTS
 from evidence.runs import FIELDS, FOLDER, NAMES, Conditions, Run
+from user_input import UserInput
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,7 +101,7 @@ def find_conditions(options: argparse.Namespace) -> Conditions:
     device = find_device(options.device)
     return Conditions(
         dataset=options.dataset,
-        data_dir=project_path(options.data_dir) if options.data_dir else FIELDS["data_dir"].default,
+        data_dir=project_path(options.data_dir) if options.data_dir else UserInput.data_dir,
         data=name,
         device=str(device),
         precision=choose_precision(options.precision, device),

@@ -24,7 +24,7 @@ GREY = "#888888"
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "osD^vP*X<>"
-STYLE = {
+STYLE: dict[Any, Any] = {  # Matplotlib types the keys as literals
     "svg.fonttype": "none",  # letters as letters: no bytes that depend on how a font is drawn
     "svg.hashsalt": "lambda",
     "font.size": 9,

@@ -69,7 +69,7 @@ def mended_query_norm(args: UserInput, num_classes: int) -> nn.Module:
     """Rung 2: and queries are normalised for each head and channel."""
     network = mended_value_norm(args, num_classes)
     for layer in lambda_layers(network):
-        layer.norm_values = PositionNorm(math.prod(layer.input_size))
+        layer.norm_values = PositionNorm(math.prod(map_size(layer)))
     return finish_model(args, network)
 
 
@@ -79,15 +79,22 @@ def mended_value_norm(args: UserInput, num_classes: int) -> nn.Module:
     What is left of the study's layer is its embedding, one for each map size, whichever stages have it.
     """
     network = build_model(replace(args, **STUDYS_EMBEDDING), num_classes)
-    embeddings: dict[Size, nn.Parameter] = {}
+    embeddings: dict[Size, nn.Parameter | None] = {}
     for layer in lambda_layers(network):
-        layer.embedding = embeddings.setdefault(layer.input_size, layer.embedding)
+        layer.embedding = embeddings.setdefault(map_size(layer), layer.embedding)
     return network
 
 
 def lambda_layers(network: nn.Module) -> list[LambdaLayer]:
     """All the lambda layers of a network, from its first to its last."""
     return [module for module in network.modules() if isinstance(module, LambdaLayer)]
+
+
+def map_size(layer: LambdaLayer) -> Size:
+    """Height and width of the maps that a layer with a global position context takes."""
+    assert layer.input_size is not None
+    height, width = layer.input_size
+    return height, width
 
 
 # ----------------------------------------------------------------------------------------- the paper's Tables 3 and 4
@@ -102,12 +109,13 @@ class LocalSelfAttention2d(nn.Module):
 
     def __init__(self, dim: int, size: Size, heads: int = ATTENTION_HEADS, window: int = WINDOW) -> None:
         super().__init__()
+        self.outside: Tensor  # (n, 1, 1, window²)
         self.heads, self.window = heads, window
         self.to_queries_keys_values = nn.Conv2d(dim, 3 * dim, kernel_size=1, bias=False)
         self.bias = nn.Parameter(torch.zeros(heads, 1, window**2))
         inside = self._windows(torch.ones(1, 1, *size)) > 0  # (1, n, window², 1)
         outside = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))
-        self.register_buffer("outside", outside.view(-1, 1, 1, window**2), persistent=False)  # (n, 1, 1, window²)
+        self.register_buffer("outside", outside.view(-1, 1, 1, window**2), persistent=False)
 
     def _windows(self, x: Tensor) -> Tensor:
         """(b, c, H, W) -> (b, n, window², c), zero beyond the map."""
@@ -203,7 +211,12 @@ def no_value_norm(args: UserInput, num_classes: int) -> nn.Module:
 
 def scaled_embedding(scale: float, args: UserInput, num_classes: int) -> nn.Module:
     """Position embeddings that start as N(0, scale²)."""
-    return _changed(args, num_classes, lambda layer: nn.init.normal_(layer.embedding, std=scale))
+
+    def scale_embedding(layer: LambdaLayer) -> None:
+        assert layer.embedding is not None
+        nn.init.normal_(layer.embedding, std=scale)
+
+    return _changed(args, num_classes, scale_embedding)
 
 
 def _changed(args: UserInput, num_classes: int, change: Callable[[LambdaLayer], object]) -> nn.Module:

@@ -155,9 +155,9 @@ class Run:
             precision=conditions.precision,
             runs_dir=project_path(str(self.folder)),
             # an epoch on a CPU is minutes, and one on a GPU is not much longer than writing a checkpoint
-            checkpoint_every=1 if conditions.device == "cpu" else FIELDS["checkpoint_every"].default,
+            checkpoint_every=1 if conditions.device == "cpu" else UserInput.checkpoint_every,
         )
-        scaled = {"epochs": max(1, round(args.epochs * conditions.epochs_scale))}
+        scaled: dict[str, Any] = {"epochs": max(1, round(args.epochs * conditions.epochs_scale))}
         if conditions.images_scale != 1.0:
             scaled["training_images"] = round(training_count(args) * conditions.images_scale)
         return dataclasses.replace(args, **scaled)
