@@ -165,6 +165,7 @@ def begin_or_resume(
         return state, log
     on_main(check_same_data, folder, data)
     state, lines = load_checkpoint(folder, args, training)
+    lines += other_counts(state.config["data"], data)
     log = open_log(folder, state, data)
     steps = state.progress.steps
     log.say("\n".join([*lines, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
@@ -180,6 +181,14 @@ def check_same_data(folder: Path, data: Data) -> None:
     saved = read_config(folder).get("data")
     if isinstance(saved, dict) and (found := differences(saved, data.classes, data.fingerprint)):
         raise InputError(f"data_dir: the data are not those that {folder} was begun with: {'; '.join(found)}")
+
+
+def other_counts(saved: dict[str, Any], data: Data) -> list[str]:
+    """A line on images that have come or gone since a run of an earlier version began, which kept no fingerprint."""
+    before, now = (saved["train_images"], saved["test_images"]), (data.train.images, data.test.images)
+    if "fingerprint" in saved or before == now:
+        return []
+    return [f"begun with {before[0]:,} training and {before[1]:,} test images; there are {now[0]:,} and {now[1]:,} now"]
 
 
 def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from torchvision.transforms import v2
 
 from command_line.errors import InputError
+from command_line.paths import printable
 from data_sources.formats import IMAGE_FORMATS, format_of, unread
 from data_sources.pixels import EACH_ITS_OWN, Whites, as_rgb
 
@@ -49,7 +50,7 @@ def read_image(path: str, whites: Whites = EACH_ITS_OWN, setting: str = "data_di
         with open_image(path) as image:
             return as_rgb(load(image, path), whites)
     except Exception as error:  # a damaged file fails in whichever way its bytes happen to
-        raise InputError(f"{setting}: {path} {_reason(path, error)}") from error
+        raise InputError(f"{setting}: {printable(path)} {_reason(path, error)}") from error
 
 
 def open_image(path: str) -> Image.Image:

@@ -87,31 +87,38 @@ def find_parts(folder: Path, options: FolderOptions) -> Layout:
     inner = folder / "train"
     if (inner / "train").is_dir() and (inner / "test").is_dir():
         raise InputError(f"data_dir: {inner} has folders train and test itself; take --data_dir {inner}")
-    flat = not (folder / "train").is_dir()
-    if flat and (options.test_fraction == 0.0 or (folder / "test").is_dir() or not folder.is_dir()):
-        raise InputError(_no_train(folder))
-    of_validation = next((name for name in VALIDATION_NAMES if not flat and (folder / name).is_dir()), None)
-    test, note = folder / "test", ""
+    if not inner.is_dir():
+        if options.test_fraction == 0.0 or (folder / "test").is_dir() or not folder.is_dir():
+            raise InputError(_no_train(folder))
+        train, test, validation = folder, None, None
+    else:
+        train, (test, validation) = inner, _test_and_validation(folder, options)
+    layout = Layout(
+        scan(train),
+        scan(test) if test else None,
+        scan(validation) if validation and options.validation_folder else None,
+        f"{test.name} is taken for the test, since there is no folder test" if test and test.name != "test" else "",
+    )
+    for part in layout.named().values():
+        check_together(layout.train, part)
+    return layout
+
+
+def _test_and_validation(folder: Path, options: FolderOptions) -> tuple[Path | None, Path | None]:
+    """The folders of the test, None where it is split off, and of the validation, where there is one."""
+    test = folder / "test"
+    validation = next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
     if options.test_fraction > 0.0:
         if test.is_dir():
             raise InputError(f"test_fraction: {test} holds the test images; take test_fraction 0, or another data_dir")
-    elif not test.is_dir():
-        if of_validation is None:
-            raise InputError(
-                f"data_dir: there is no folder {test}; {TAKES}, or --test_fraction 0.2 to hold back a fifth of train"
-            )
-        test, of_validation = folder / of_validation, None
-        note = f"{test.name} is taken for the test, since there is no folder test"
-    train = scan(folder if flat else folder / "train")
-    layout = Layout(
-        train,
-        test=scan(test) if options.test_fraction == 0.0 else None,
-        validation=scan(folder / of_validation) if of_validation and options.validation_folder else None,
-        note=note,
-    )
-    for part in layout.named().values():
-        check_together(train, part)
-    return layout
+        return None, validation
+    if test.is_dir():
+        return test, validation
+    if validation is None:
+        raise InputError(
+            f"data_dir: there is no folder {test}; {TAKES}, or --test_fraction 0.2 to hold back a fifth of train"
+        )
+    return validation, None
 
 
 def image_set(part: Part, whites: Whites | None = None) -> ImageSet:

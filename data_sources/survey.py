@@ -31,9 +31,9 @@ def survey(paths: Sequence[str]) -> tuple[dict[str, float], str]:
             peaks[kind] = max(value, peaks.get(kind, 0.0))
     whites = {kind: white_of(kind, peak) for kind, peak in peaks.items()}
     words = [f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1])]
-    words += [f"white is {white:g} in {kind} images" for kind, white in whites.items()]
+    levels = "".join(f"; white is {white:,.0f} in {kind} images" for kind, white in whites.items())
     among = f" of {len(looked_at):,} looked at" if step > 1 else ""
-    return whites, f"images{among}: {', '.join(words)}" if words else ""
+    return whites, f"images{among}: {', '.join(words)}{levels}" if words else ""
 
 
 def look(path: str) -> Look:
@@ -43,7 +43,7 @@ def look(path: str) -> Look:
             kind = deep_kind(image)
             said = ["grey"] if image.mode in GREY or kind else []
             said += [kind] if kind else []
-            said += ["transparent, put on white"] if image.has_transparency_data else []
+            said += ["transparent (on white)"] if image.has_transparency_data else []
             if image.format != "PNG" or {"exif", "Raw profile type exif"} & set(image.info):  # it would be decoded
                 said += ["turned as EXIF says"] if orientation(image) != 1 else []
             if image.format == "JPEG" and ends_early(path):

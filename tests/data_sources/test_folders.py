@@ -228,6 +228,14 @@ def test_names_are_shown_in_one_line_and_in_letters(tmp_path: Path) -> None:
     assert all(len(name.encode().splitlines()) == 1 for name in source.classes)
 
 
+def test_a_files_name_can_stand_in_the_log(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path / "train" / "cat") + b"/caf\xe9\n.png")).write_text("no image")
+    *_, note = read_folders(tmp_path, FolderOptions(skip_bad_images=True)).notes
+    assert r"café\n.png is no readable image" in note.encode().decode()
+    assert len(note.splitlines()) == 1
+
+
 def test_a_thousand_classes(tmp_path: Path) -> None:
     images(tmp_path, "a.png")
     for name in (f"{number:04d}" for number in range(1000)):

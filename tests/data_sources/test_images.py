@@ -115,7 +115,7 @@ def test_white_is_the_same_in_all_files_of_a_data_set(tmp_path: Path) -> None:
     paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     whites, line = survey(paths)
     assert whites == {SIXTEEN: 4095.0}
-    assert "white is 4095 in 16-bit images" in line
+    assert "white is 4,095 in 16-bit images" in line
     assert [read_image(path, whites).getpixel((0, 0))[0] for path in paths] == [19, 249]  # 255 · 300 / 4095, …
     assert read_image(paths[0]).getpixel((0, 0))[0] == 150  # alone, of 9 bits: 255 · 300 / 511
 
@@ -132,7 +132,7 @@ def test_a_survey_counts_the_kinds(tmp_path: Path) -> None:
         kind.write(tmp_path / kind.name)
     _, line = survey([str(tmp_path / kind.name) for kind in KINDS])
     for words in (
-        r"11 transparent, put on white",
+        r"11 transparent (on white)",
         r"28 turned as EXIF says",
         r"8 16-bit",
         r"2 floating-point",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_images
 from PIL import Image
 
@@ -103,9 +104,13 @@ def test_a_run_without_a_fingerprint_goes_on(copied: tuple[Path, Path]) -> None:
     config = json.loads((run / "config.json").read_text())
     del config["data"]["fingerprint"], config["defaults"]
     (run / "config.json").write_text(json.dumps(config))
-    shutil.copy(data / "train/one/00.png", data / "train/one/new.png")
+    checkpoint = torch.load(checkpoint_files(run)[-1], weights_only=True)
+    torch.save(checkpoint | {"config": config}, checkpoint_files(run)[-1])
+    shutil.copy(data / "test/one/11.png", data / "test/one/new.png")
     args = load_settings(["--resume", str(run), "--data_dir", str(data), "--stop_after", "none"])
     assert main(args).epochs == 2
+    says = "begun with 32 training and 15 test images; there are 32 and 16 now"
+    assert says in (run / "log.txt").read_text()
 
 
 def test_an_edit_of_user_input_counts_as_a_flag(begun: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
