@@ -103,7 +103,7 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
         with log:
             train(args, data, TrainingStep(training), state, log, Saver(folder, args, state, training), stop)
             if state.epochs_done >= args.last_epoch:
-                test_classes(data, training, state, stop, log)
+                confuse(data, training, state, stop, log)
             result = summarise(args, folder, state, stop)
             report(args, log, result)
     return result
@@ -248,17 +248,14 @@ def run_tests(
     return tests
 
 
-def test_classes(data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog) -> None:
+def confuse(data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog) -> None:
     """Test once more for the confusion matrix; where an image has become unreadable, the run is whole all the same."""
-    try:
-        last = evaluate(training, data.test, "confusion", stop.until)
-    except InputError as error:
-        if size() > 1:  # the others are waiting for this process
-            raise
-        log.say(f"the confusion matrix could not be made ({error}); the run itself is whole")
-        return
+    last = evaluate(training, data.test, "confusion", stop.until)
     if last:
         log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
+    elif isinstance(stop.error, InputError) and size() == 1:  # of several processes, the others are waiting
+        log.say(f"the confusion matrix could not be made ({stop.error}); the run itself is whole")
+        stop.error = None
 
 
 def epoch_row(

@@ -22,6 +22,7 @@ from data_sources.batches import Batch, mix, shares
 from data_sources.image_set import ImageSet
 from data_sources.normalisation import Normalisation
 
+GRACE = 0.5  # seconds in which a worker that is ending has ended
 PATIENCE = 5.0  # seconds that a worker is waited for
 
 
@@ -139,6 +140,8 @@ def _what_ended(workers: list[BaseProcess], error: Exception) -> str | None:
     """Why there are no more batches, in one line; None where nobody has foreseen it."""
     if isinstance(error, InputError):  # with a worker's traceback, of which the last line is the message
         return str(error).strip().splitlines()[-1].removeprefix("command_line.errors.InputError: ")
+    for worker in workers:  # its connection breaks before its end can be asked for
+        worker.join(GRACE)
     ends = [worker.exitcode for worker in workers if worker.exitcode]
     if "shared memory" in str(error) or -getattr(signal, "SIGBUS", 0) in ends:
         reason = "the memory that processes share is full (/dev/shm; docker run --shm-size 2g gives more)"

@@ -29,7 +29,7 @@ from run_state.interruption import StopRequest
 from run_state.run_folder import checkpoint_files, find_run
 from user_input import UserInput
 
-READS = 8 + 32 + 15  # of images in a first epoch: for TensorBoard, for four steps, for the test
+READS = 33 + 8 + 32 + 15  # of images in a first epoch: for the normalisation, TensorBoard, four steps, the test
 
 
 def tiny(args: UserInput, classes: int) -> nn.Module:
