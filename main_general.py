@@ -241,13 +241,10 @@ def run_tests(
 
 def test_classes(data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog) -> None:
     """Test once more for the confusion matrix; where an image has become unreadable, the run is whole all the same."""
-    try:
-        last = evaluate(training, data.test, "confusion", stop.until)
-    except InputError as error:
-        if size() > 1:  # the others are waiting for this process
-            raise
-        log.say(f"the confusion matrix could not be made ({error}); the run itself is whole")
-        return
+    last = evaluate(training, data.test, "confusion", stop.until)
+    if stop.error and size() == 1:
+        log.say(f"the confusion matrix could not be made ({stop.error}); the run itself is whole")
+        stop.error = None
     if last:
         log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
 

@@ -29,7 +29,7 @@ from run_state.interruption import StopRequest
 from run_state.run_folder import checkpoint_files, find_run
 from user_input import UserInput
 
-READS = 8 + 32 + 15  # of images in a first epoch: for TensorBoard, for four steps, for the test
+READS = 32 + 15  # of images in an epoch: for four steps, for the test
 
 
 def tiny(args: UserInput, classes: int) -> nn.Module:
@@ -88,7 +88,7 @@ def test_an_image_that_cannot_be_read_any_more(
     checkpoint: str,
 ) -> None:
     args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
-    usual, asked = streaming._Stream.__getitem__, 0
+    usual, whole, asked = streaming._Stream.__getitem__, main_general.train, -1000
 
     def fail_at(stream: streaming._Stream, i: int) -> tuple:
         nonlocal asked
@@ -97,8 +97,14 @@ def test_an_image_that_cannot_be_read_any_more(
             raise InputError("data_dir: 03.png is no readable image")
         return usual(stream, i)
 
+    def count_from_here(*arguments: object) -> None:
+        nonlocal asked
+        asked = 0
+        whole(*arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(streaming._Stream, "__getitem__", fail_at)
+        patch.setattr(main_general, "train", count_from_here)
         with pytest.raises(InputError, match="^data_dir: 03.png is no readable image$"):
             main(args, tiny)
     assert [path.name for path in checkpoint_files(the_run(args))] == [checkpoint]
