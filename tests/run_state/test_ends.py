@@ -258,6 +258,36 @@ def test_a_terminal_that_is_closed(undisturbed: tuple[UserInput, RunResult], tmp
     assert len(checkpoint_files(the_run(args))) > 0
 
 
+def test_ctrl_c_while_pytorch_loads_leaves_no_traceback() -> None:
+    process = subprocess.Popen([sys.executable, PROJECT / "predict.py", "--help"], stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_run_says_where_it_is_now_in_words_for_a_shell(
+    undisturbed: tuple[UserInput, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "box\udcff")  # a name that is no UTF-8
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = dataclasses.replace(undisturbed[0], runs_dir="~/my runs", stop_after=1)
+    folder = main(args, tiny).folder
+    assert folder.parent == tmp_path / "my runs" / "Lambda"
+    assert folder.name.endswith("_box-")
+    said = capsys.readouterr().out
+    assert f"--resume '{folder}' --stop_after none\n" in said
+    assert said.endswith(f"tensorboard --logdir '{tmp_path}/my runs'\n")
+    assert "of 33 training images, each epoch leaves 1 out" in said
+    moved = folder.rename(tmp_path / "moved here")
+    main(dataclasses.replace(args, resume=str(moved)), tiny)
+    assert capsys.readouterr().out.endswith(f"'{moved}'\ntensorboard --logdir '{moved}'\n")
+
+
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 
