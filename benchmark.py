@@ -12,6 +12,8 @@ Each with `--quick` gives an answer in about a minute. The files go to results/b
     python benchmark.py parameters       # parameters of ImageNet λ-ResNets beside the paper's counts; seconds
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 from pathlib import Path
 

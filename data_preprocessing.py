@@ -94,8 +94,15 @@ def load_data(args: UserInput, device: torch.device) -> Data:
         source.classes,
         normalisation,
         source.whites,
-        source.notes,
+        (*source.notes, *_left_out(len(train), loader)),
         source.fingerprint,
+    )
+
+
+def _left_out(images: int, loader: Loader) -> list[str]:
+    left = images - loader.images
+    return [f"of {images:,} training images, each epoch leaves {left:,} out, others each time: batches are full"] * (
+        left > 0
     )
 
 

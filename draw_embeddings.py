@@ -12,6 +12,8 @@ pictures every `checkpoint_every` epochs, under Images.
 k key depth · u intra-depth · n query positions · m context positions · offsets: 2H−1 × 2W−1, or the scope's r × r
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

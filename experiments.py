@@ -13,6 +13,8 @@ is part of what a run is: runs of different scales never mix. Another copy of a 
     python experiments.py --dataset imagefolder --data_dir data/cifar10-jpeg --data_name "CIFAR-10 (JPEG copy)"
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 import sys
 from collections.abc import Iterable

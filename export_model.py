@@ -9,6 +9,8 @@ gives `logits` (b, classes). Its batch norms are folded into the convolutions be
 with it: as the metadata `classes`, in JSON, or `classes.json`.
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 import json
 from dataclasses import replace

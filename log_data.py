@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from model_preparation import Training, learning_rates
 from nntest import Evaluation
 from run_state.checkpoints import RunState, write_atomically
 from run_state.confusion import as_csv, as_figure
-from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
+from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, host_name, next_number, writing
 from user_input import FREE_ON_RESUME, UserInput, default_settings
 
 CONFUSION = Path("confusion")
@@ -146,7 +147,10 @@ class RunLog:
             for old in folder.glob(EVENTS):
                 old.unlink()
             # a TensorBoard that is running forgets, at this mark, the points that it has read before
-            self.tensorboard = SummaryWriter(str(folder), purge_step=0)
+            with mock.patch(
+                "socket.gethostname", return_value=host_name()
+            ):  # TensorBoard's, which fails where that is no UTF-8
+                self.tensorboard = SummaryWriter(str(folder), purge_step=0)
             self._describe(data)
             for row in state.rows:
                 self._plot(row)

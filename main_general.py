@@ -11,6 +11,8 @@ Ctrl-C saves a checkpoint and leaves, as SIGTERM, a closed terminal and an image
 goes on from there.
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import math
 import sys
 import time
@@ -47,6 +49,7 @@ from run_state.run_folder import (
     make_run_folder,
     read_config,
     shown,
+    quoted,
 )
 from run_state.saving import Saver
 from user_input import UserInput
@@ -317,20 +320,21 @@ def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest)
 def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
     """Say what the run came to, and what to do next."""
     if result.epochs < args.last_epoch:
-        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {shown(result.folder)}")
+        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {quoted(result.folder)}")
         return
     log.end()
     if result.epochs < args.epochs:
         log.say(
             f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
-            f"--resume {shown(result.folder)} --stop_after none"
+            f"--resume {quoted(result.folder)} --stop_after none"
         )
     if best_file(result.folder).exists():
         best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
         log.say(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
+    board = args.runs_path if result.folder.is_relative_to(args.runs_path) else result.folder  # the run was moved
     log.say(
         f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
-        f"{result.images_per_second:.0f} images/s\n{shown(result.folder)}\ntensorboard --logdir {shown(args.runs_path)}"
+        f"{result.images_per_second:.0f} images/s\n{quoted(result.folder)}\ntensorboard --logdir {quoted(board)}"
     )
 
 

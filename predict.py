@@ -13,6 +13,8 @@ confidence is the share that the softmax gives to a class; it is not the chance 
 that the network knows gets one too.
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 import csv
 from collections.abc import Iterator, Sequence

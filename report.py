@@ -7,6 +7,8 @@ The same logs give the same bytes (figures: with the same matplotlib). Only `doc
 and its figures too come out of the logs, by name. What cannot be used is named on the console and in RESULTS.md.
 """
 
+import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
 import argparse
 import shutil
 from collections.abc import Iterable

@@ -8,6 +8,7 @@ Sources: "study" is de Alvear Cárdenas and de Vries (2021), "paper" is Bello (2
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,17 +166,17 @@ class UserInput(Settings):
     @property
     def data_path(self) -> Path:
         """`data_dir` as a full path (computed)."""
-        return PROJECT / self.data_dir
+        return PROJECT / os.path.expanduser(self.data_dir)
 
     @property
     def runs_path(self) -> Path:
         """`runs_dir` as a full path (computed)."""
-        return PROJECT / self.runs_dir
+        return PROJECT / os.path.expanduser(self.runs_dir)
 
     @property
     def resume_path(self) -> Path | None:
         """`resume` as a full path; None where it names no folder (computed)."""
-        return None if self.resume in (None, LATEST) else PROJECT / self.resume
+        return None if self.resume in (None, LATEST) else PROJECT / os.path.expanduser(self.resume)
 
     def command(self) -> str:
         """The command line that gives these settings, from the start of the run on (computed)."""

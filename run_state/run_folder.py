@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -40,13 +41,17 @@ def make_run_folder(group: Path, initial_lr: float) -> Path:
     Raises:
         InputError: `runs_dir` cannot be written.
     """
-    host = re.sub(r"[^\w.-]", "-", socket.gethostname())
-    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{initial_lr:g}_{host}"
+    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{initial_lr:g}_{host_name()}"
     try:
         group.mkdir(parents=True, exist_ok=True)
         return _make_new(group, name)
     except OSError as error:
         raise InputError(f"runs_dir: no run folder can be made in {group} ({error.strerror})") from error
+
+
+def host_name() -> str:
+    """This machine's name as it can stand in a file's, whatever bytes it has."""
+    return re.sub(r"[^\w.-]", "-", socket.gethostname())
 
 
 def _make_new(group: Path, name: str) -> Path:
@@ -182,6 +187,11 @@ def shown(path: Path) -> str:
     """A path as it is typed in the current folder: relative where it lies below, else full."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def quoted(path: Path) -> str:
+    """The same as a shell takes it."""
+    return shlex.quote(shown(path))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

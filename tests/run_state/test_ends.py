@@ -29,7 +29,7 @@ from run_state.interruption import StopRequest
 from run_state.run_folder import checkpoint_files, find_run
 from user_input import UserInput
 
-READS = 33 + 8 + 32 + 15  # of images in a first epoch: for the normalisation, TensorBoard, four steps, the test
+READS = 32 + 15  # of images in an epoch: for four steps, for the test
 
 
 def tiny(args: UserInput, classes: int) -> nn.Module:
@@ -88,7 +88,7 @@ def test_an_image_that_cannot_be_read_any_more(
     checkpoint: str,
 ) -> None:
     args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
-    usual, asked = streaming._Stream.__getitem__, 0
+    usual, whole, asked = streaming._Stream.__getitem__, main_general.train, -1000
 
     def fail_at(stream: streaming._Stream, i: int) -> tuple:
         nonlocal asked
@@ -97,8 +97,14 @@ def test_an_image_that_cannot_be_read_any_more(
             raise InputError("data_dir: 03.png is no readable image")
         return usual(stream, i)
 
+    def count_from_here(*arguments: object) -> None:
+        nonlocal asked
+        asked = 0
+        whole(*arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(streaming._Stream, "__getitem__", fail_at)
+        patch.setattr(main_general, "train", count_from_here)
         with pytest.raises(InputError, match="^data_dir: 03.png is no readable image$"):
             main(args, tiny)
     assert [path.name for path in checkpoint_files(the_run(args))] == [checkpoint]
@@ -250,6 +256,36 @@ def test_a_terminal_that_is_closed(undisturbed: tuple[UserInput, RunResult], tmp
     assert (process.returncode, error) == (128 + signal.SIGHUP, "")
     assert "go on with: --resume" in output
     assert len(checkpoint_files(the_run(args))) > 0
+
+
+def test_ctrl_c_while_pytorch_loads_leaves_no_traceback() -> None:
+    process = subprocess.Popen([sys.executable, PROJECT / "predict.py", "--help"], stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_run_says_where_it_is_now_in_words_for_a_shell(
+    undisturbed: tuple[UserInput, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "box\udcff")  # a name that is no UTF-8
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = dataclasses.replace(undisturbed[0], runs_dir="~/my runs", stop_after=1)
+    folder = main(args, tiny).folder
+    assert folder.parent == tmp_path / "my runs" / "Lambda"
+    assert folder.name.endswith("_box-")
+    said = capsys.readouterr().out
+    assert f"--resume '{folder}' --stop_after none\n" in said
+    assert said.endswith(f"tensorboard --logdir '{tmp_path}/my runs'\n")
+    assert "of 33 training images, each epoch leaves 1 out" in said
+    moved = folder.rename(tmp_path / "moved here")
+    main(dataclasses.replace(args, resume=str(moved)), tiny)
+    assert capsys.readouterr().out.endswith(f"'{moved}'\ntensorboard --logdir '{moved}'\n")
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
