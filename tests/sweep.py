@@ -13,8 +13,11 @@ import importlib.util
 import os
 import socket
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -24,9 +27,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -36,6 +41,7 @@ from lambda_layer import LambdaLayer
 from resnet_lambda import build_lambda_resnet
 
 CLASSES, SIDE = 3, 32
+SETTINGS = {"stem": "compact", "image_size": SIDE, "num_classes": CLASSES}
 PROJECTIONS = ("to_queries", "to_values")
 CASES: dict[Callable[[], None], str] = {}  # each with the package that it needs
 
@@ -51,11 +57,14 @@ def case(package: str = "torch") -> Callable[[Callable[[], None]], Callable[[], 
 
 
 def network(**options: object) -> nn.Module:
-    """A small λ-ResNet in evaluation mode, whose norms have seen images."""
+    """A small λ-ResNet in evaluation mode, whose norms have seen images and whose branches count."""
     torch.manual_seed(0)
-    model = quicken(build_lambda_resnet(26, image_size=SIDE, num_classes=CLASSES, zero_init_residual=False, **options))
-    torch.optim.swa_utils.update_bn([images(16)], model)
-    return model.eval()
+    model = build_lambda_resnet(26, **SETTINGS, **options)
+    for name, weight in model.named_parameters():
+        if name.endswith("bn3.weight"):
+            nn.init.constant_(weight, 0.2)
+    update_bn([images(16)], model)
+    return quicken(model).eval()
 
 
 def images(count: int = 4) -> Tensor:
@@ -76,7 +85,9 @@ def train_step(model: nn.Module, x: Tensor, rate: float = 1e-3) -> None:
 
 
 def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-3) -> None:
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    """Up to a part of the expected tensor's length."""
+    error = ((actual - expected).norm() / expected.norm()).item()
+    assert error <= tolerance, f"{error:.2g} away"  # which NaN is not
 
 
 @case("peft")
@@ -84,7 +95,9 @@ def lora_trains_and_merges() -> None:
     from peft import LoraConfig, get_peft_model  # where it is installed
 
     model, x = network(), images()
-    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=list(PROJECTIONS), init_lora_weights=False))
+    adapted = get_peft_model(
+        copy.deepcopy(model), LoraConfig(target_modules=list(PROJECTIONS), init_lora_weights=False)
+    )
     adapters = [value for name, value in adapted.named_parameters() if "lora_" in name]
     assert len(adapters) == 2 * len(PROJECTIONS) * len(lambda_layers(model))
     assert all(value.requires_grad for value in adapters)
@@ -92,7 +105,7 @@ def lora_trains_and_merges() -> None:
     assert all(value.grad.any() for value in adapters)
     with torch.no_grad():
         before = adapted.eval()(x)
-        assert not torch.allclose(before, model(x), atol=1e-3)
+        assert (before - model(x)).norm() > 0.01 * before.norm()
         same(adapted.merge_and_unload()(x), before)
 
 
@@ -126,15 +139,17 @@ def torchao_weights_in_eight_bits() -> None:
 
 @case("torchao")
 def torchao_trains_with_quantisation_in_mind() -> None:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # where it is installed
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_  # where it is installed
+    from torchao.quantization.granularity import PerAxis  # where it is installed
     from torchao.quantization.qat import QATConfig  # where it is installed
 
     model, x = network(), images()
-    quantize_(model, QATConfig(Int8DynamicActivationInt8WeightConfig(), step="prepare"))
+    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+    quantize_(model, QATConfig(config, step="prepare"))
     train_step(model.train(), x)
     with torch.no_grad():
         prepared = model.eval()(x)
-        quantize_(model, QATConfig(Int8DynamicActivationInt8WeightConfig(), step="convert"))
+        quantize_(model, QATConfig(config, step="convert"))
         same(model(x), prepared, 0.1)
 
 
@@ -160,13 +175,11 @@ def accelerate_offloads() -> None:
 
 @case("accelerate")
 def accelerate_builds_empty_and_loads() -> None:
-    import tempfile  # for this case alone
-
     from accelerate import init_empty_weights, load_checkpoint_and_dispatch  # where it is installed
 
     model, x = network(), images()
     with init_empty_weights():
-        empty = build_lambda_resnet(26, image_size=SIDE, num_classes=CLASSES)
+        empty = build_lambda_resnet(26, **SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(model.state_dict(), file := Path(folder) / "model.bin")
         loaded = load_checkpoint_and_dispatch(empty, str(file), device_map={"": "cpu"}).eval()
@@ -202,8 +215,6 @@ def opacus_gradients_of_each_sample() -> None:
         wrapped = GradSampleModule(twin, loss_reduction="sum", strict=False, **modes)
         wrapped(x).square().sum().backward()
         for name, value in layer.named_parameters():
-            if name == "embedding" and mode == "hooks":
-                continue
             each = [torch.autograd.grad(layer(one[None]).square().sum(), value)[0] for one in x]
             same(twin.get_parameter(name).grad_sample, torch.stack(each))
 
@@ -280,7 +291,7 @@ def torchvision_extracts_features() -> None:
 
 @case()
 def torchvision_freezes_norms_of_detection() -> None:
-    model = build_lambda_resnet(26, image_size=SIDE, num_classes=CLASSES, norm_layer=FrozenBatchNorm2d)
+    model = build_lambda_resnet(26, norm_layer=FrozenBatchNorm2d, **SETTINGS)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     weights = network().state_dict()
     model.load_state_dict({key: value for key, value in weights.items() if "num_batches" not in key})
@@ -290,11 +301,13 @@ def torchvision_freezes_norms_of_detection() -> None:
 
 @case()
 def torchvision_builds_a_feature_pyramid() -> None:
-    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor  # private, and used by all its recipes
+    from torchvision.models.detection.backbone_utils import (
+        _resnet_fpn_extractor,
+    )  # private, and used by all its recipes
 
     backbone = _resnet_fpn_extractor(network(scope=3), trainable_layers=3)
     maps = backbone(torch.randn(1, 3, 64, 96))
-    assert [tuple(each.shape[2:]) for each in maps.values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    assert [tuple(each.shape[2:]) for each in maps.values()] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     sum(each.square().mean() for each in maps.values()).backward()
     assert backbone.body.layer4[0].conv2.embedding.grad.any()
     assert backbone.body.layer1[0].conv2.embedding.grad is None
@@ -352,7 +365,7 @@ def operations_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         layer(x)
     n, d, h, k, v = 64, 16, 4, 16, 4
-    projections, content = n * d * (h * k + k + v), 2 * n * k * v * (1 + h) // 2
+    projections, content = n * d * (h * k + k + v), n * k * v * (1 + h)
     position = counter.get_total_flops() / 4 - projections - content  # of one image, in multiplications
     assert position >= n * h * k * v, f"{position:.0f} multiplications for the position lambdas"
 
@@ -368,12 +381,14 @@ def weights_are_averaged() -> None:
 
 @case()
 def activations_are_checkpointed() -> None:
-    stages, x = nn.Sequential(*list(network().children())[:-2]), images().requires_grad_()
-    gradients = []
-    for run in (stages, lambda x: checkpoint_sequential(stages, 3, x, use_reentrant=False)):
-        stages.zero_grad()
-        run(x).square().mean().backward()
-        gradients.append([value.grad for value in stages.parameters()])
+    model, x, gradients = network(), images(), []
+    for again in (False, True):
+        model.zero_grad()
+        if again:
+            for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+                stage.forward = partial(checkpoint, stage.forward, use_reentrant=False)
+        model(x).square().mean().backward()
+        gradients.append([value.grad.clone() for value in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         same(one, other)
 
@@ -385,16 +400,21 @@ def networks_are_compiled() -> None:
         same(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
 
 
-@case()
-def networks_are_sharded_by_fsdp2() -> None:
-    from torch.distributed.fsdp import fully_shard  # for this case alone: some builds of PyTorch are without it
-
+@contextmanager
+def group_of_one() -> Iterator[DeviceMesh]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     dist.init_process_group("gloo", init_method=address, rank=0, world_size=1)
     try:
-        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+@case()
+def networks_are_sharded_by_fsdp2() -> None:
+    with group_of_one() as mesh:
         model, x = network(), images()
         expected = model(x)
         for layer in lambda_layers(model):
@@ -404,8 +424,34 @@ def networks_are_sharded_by_fsdp2() -> None:
         same(model(x), expected)
         model(x).square().mean().backward()
         assert all(value.grad is not None for value in model.parameters())
-    finally:
-        dist.destroy_process_group()
+
+
+@case()
+def a_shared_embedding_is_sharded_in_one_group() -> None:
+    with group_of_one() as mesh:
+        model, x = network(share_embeddings=True), images()
+        expected = model(x)
+        same(fully_shard(model, mesh=mesh)(x), expected)
+        apart = network(share_embeddings=True)
+        fully_shard(apart.layer1[0], mesh=mesh)
+        refused(ValueError, lambda: fully_shard(apart.layer1[1], mesh=mesh))
+
+
+@case()
+def scripts_and_strict_exports_are_refused() -> None:
+    layer, x = LambdaLayer(8, scope=3).eval(), torch.randn(2, 8, 4, 4)
+    refused(RuntimeError, lambda: torch.jit.script(layer))
+    refused(RuntimeError, lambda: torch.export.export(layer, (x,), strict=True))
+    same(torch.export.export(layer, (x,), strict=False).module()(x), layer(x))
+
+
+def refused(error: type[Exception], function: Callable[[], object]) -> None:
+    """What the page calls a limit is still one; else the page is to be changed."""
+    try:
+        function()
+    except error:
+        return
+    raise AssertionError("a limit of the page is none any more")
 
 
 def outcome(function: Callable[[], None], package: str) -> str:
