@@ -52,7 +52,7 @@ def build_lambda_resnet(
 
     Args:
         depth, stem, resnet_options: as for `resnet.build_resnet`. Where a stride is replaced with a dilation, a local
-            scope grows so as to reach as far as it would.
+            scope grows so as to reach as far as it would. `norm_layer` makes the norms of queries and values, too.
         stages: `C` or `L` for each of the stages c2 to c5.
         image_size: side, or height and width, of the images; the largest, for a global position context.
         share_embeddings: one position embedding for all the layers of a stage.
@@ -62,11 +62,12 @@ def build_lambda_resnet(
         resize_weights: interpolate the position embeddings of weights that were trained at another image size.
 
     With `zero_init_residual=False`, a network that has not been trained yet may overflow in evaluation mode: a lambda
-    layer is quadratic in its input, and the running statistics that hold its scale are still 0 and 1.
+    layer is quadratic in its input, and the running statistics that hold its scale are still 0 and 1. About two dozen
+    training steps bring them there, or `torch.optim.swa_utils.update_bn` with one batch of images.
 
     Raises:
-        ValueError: no such stage word, a setting that `build_resnet` or `LambdaLayer` refuses, or weights that cannot
-            be read or are another network's.
+        ValueError: no such stage word, a `norm_layer` that does not fit a lambda layer's channels, a setting that
+            `build_resnet` or `LambdaLayer` refuses, or weights that cannot be read or are another network's.
     """
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
@@ -78,6 +79,8 @@ def build_lambda_resnet(
         if letter == "L":
             _put_lambdas(stage, size, share_embeddings, {**options, "heads": heads, "content": content})
         size = halve(size) if strided else size
+    if resnet_options.get("norm_layer") is not None:
+        _put_norms(model, resnet_options["norm_layer"])
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else _read(weights)
         _load(model, _resized(model, state) if resize_weights else state)
@@ -105,6 +108,17 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
         if share:
             shared[table, scope] = bottleneck.conv2.embedding
         size = halve(size) if strided else size
+
+
+def _put_norms(model: nn.Module, norm_layer: Callable[[int], nn.Module]) -> None:
+    """Replace the batch norms of every lambda layer."""
+    for layer in [module for module in model.modules() if isinstance(module, LambdaLayer)]:
+        for name in ("norm_queries", "norm_values"):
+            channels = getattr(layer, name).num_features
+            try:
+                setattr(layer, name, norm_layer(channels))
+            except ValueError as error:
+                raise ValueError(f"norm_layer: no norm of {channels} channels, as {name} has ({error})") from error
 
 
 @torch.no_grad()

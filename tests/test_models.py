@@ -1,11 +1,14 @@
+import copy
 import itertools
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torchvision.models.resnet import Bottleneck
 
 import resnet_lambda
@@ -127,6 +130,21 @@ def test_residual_branches_start_at_zero() -> None:
         assert all((block.bn3.weight == 0).all() for block in blocks)
         ones = build_model(UserInput(model=model, depth=26, dataset="digits", zero_init_residual=False))
         assert all((block.bn3.weight == 1).all() for block in ones.modules() if isinstance(block, Bottleneck))
+
+
+def test_a_fresh_network_without_zero_residuals_is_finite_once_its_norms_have_seen_images() -> None:
+    model = build_lambda_resnet(26, image_size=32, width_per_group=16, zero_init_residual=False).eval()
+    images = torch.randn(8, 3, 32, 32)
+    assert not model(images).isfinite().all()  # else the docstring has nothing to warn of
+    trained, seen = copy.deepcopy(model).train(), copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+    for _ in range(16):
+        optimizer.zero_grad()
+        F.cross_entropy(trained(images), torch.arange(8) % 3).backward()
+        optimizer.step()
+    update_bn([images], seen)
+    for network in (trained, seen):
+        assert network.eval()(images).abs().max() < 100
 
 
 def test_every_batch_norm_has_the_momentum_of_the_settings() -> None:

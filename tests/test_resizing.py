@@ -125,9 +125,17 @@ def test_a_dilation_in_place_of_a_stride_keeps_the_map_and_the_reach_of_a_scope(
     whole(torch.randn(2, 3, 64, 64))
 
 
-def test_norm_layer_is_torchvisions() -> None:
-    model = build_resnet(26, num_classes=3, norm_layer=lambda channels: nn.GroupNorm(8, channels))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+@pytest.mark.parametrize("build", [build_resnet, build_lambda_resnet])
+def test_norm_layer_makes_every_norm(build) -> None:
+    model = build(26, num_classes=3, norm_layer=lambda channels: nn.GroupNorm(8, channels))
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    one, other = torch.randn(2, 1, 3, 64, 64)
+    torch.testing.assert_close(model(torch.cat([one, other]))[:1], model(one))  # each image is normalised by itself
+
+
+def test_a_norm_layer_that_does_not_fit_a_lambda_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"norm_layer: no norm of 16 channels, as norm_values has \(.*divisible"):
+        build_lambda_resnet(26, norm_layer=lambda channels: nn.GroupNorm(32, channels))
 
 
 def test_device_and_type() -> None:

@@ -174,6 +174,16 @@ def test_synchronised_norms_keep_working() -> None:
     torch.testing.assert_close(fast(x), plain.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("stages", STAGES)
+def test_synchronised_norms_are_folded(stages: str) -> None:
+    plain = make_network(stages).double()
+    smaller = folded(nn.SyncBatchNorm.convert_sync_batchnorm(quicken(copy.deepcopy(plain))))
+    left = {name.split(".")[-1] for name, module in smaller.named_modules() if type(module) is nn.SyncBatchNorm}
+    assert left <= {"bn2", "norm_queries", "norm_values"}  # bn2 where a lambda layer is before it
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(smaller(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
+
+
 def test_hooks_see_every_convolution() -> None:
     fast = quicken(make_network())
     seen = []
