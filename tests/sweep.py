@@ -431,7 +431,10 @@ def a_shared_embedding_is_sharded_in_one_group() -> None:
     with group_of_one() as mesh:
         model, x = network(share_embeddings=True), images()
         expected = model(x)
-        same(fully_shard(model, mesh=mesh)(x), expected)
+        together = copy.deepcopy(model)
+        fully_shard([block.conv2 for block in together.layer1], mesh=mesh)
+        for whole in (model, together):
+            same(fully_shard(whole, mesh=mesh)(x), expected)
         apart = network(share_embeddings=True)
         fully_shard(apart.layer1[0], mesh=mesh)
         refused(ValueError, lambda: fully_shard(apart.layer1[1], mesh=mesh))

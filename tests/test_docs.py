@@ -57,6 +57,7 @@ NOT_EXECUTED = {
     r"ruff .*|mypy|pytest.*|\.ci/run": "CI is this command",
     r"python tests/(full_suite|fault_injection|fuzzing|soak|distributed_runs)\.py.*": "takes minutes; pytest has short "
     "ones of the same",
+    r"python tests/sweep\.py|pip install peft .*": "takes packages that are not among the requirements",
     r"python tests/gpu_checks\.py": "takes a CUDA GPU; pytest has the same of the CPU",
     r"python main_general\.py .*--resume runs/Lambda/<run>.*": "names no run; test_main_general.py resumes real ones",
 }
@@ -119,6 +120,26 @@ def test_the_walk_through_leads_from_photographs_to_an_exported_network(
     assert len((tmp_path / "seen.csv").read_text().splitlines()) == 1 + 33
     assert (tmp_path / "photos.onnx").read_text() == "('nought', 'one', 'two')"
     assert (result.folder / "checkpoints" / "best.pt").exists()
+
+
+def test_each_line_of_what_works_names_tests_that_are_there() -> None:
+    text = (PROJECT / "docs" / "what_works.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not re.match(r"\| (\*\*|---|what|limit )", line)]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, name in named:
+            assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(encoding="utf-8"), name
+
+
+def test_the_page_has_every_line_of_the_sweep() -> None:
+    text = (PROJECT / "docs" / "what_works.md").read_text(encoding="utf-8")
+    cases = re.findall(r"^@case\(.*\)\ndef (\w+)", (PROJECT / "tests" / "sweep.py").read_text(encoding="utf-8"), re.M)
+    assert len(cases) > 20
+    for name in cases:
+        assert f"sweep.py::{name}`" in text
+        assert re.search(rf"^\w+ +{name} +passed$", text, re.M)
 
 
 def test_python_examples_run() -> None:
