@@ -124,7 +124,9 @@ def test_the_walk_through_leads_from_photographs_to_an_exported_network(
 
 def test_each_line_of_what_works_names_tests_that_are_there() -> None:
     text = (PROJECT / "docs" / "what_works.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not re.match(r"\| (\*\*|---|what|limit )", line)]
+    rows = [
+        line for line in text.splitlines() if line.startswith("| ") and not re.match(r"\| (\*\*|---|what|limit )", line)
+    ]
     assert len(rows) > 30
     for row in rows:
         named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
