@@ -3,7 +3,8 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,23 @@ CPU_BATCH = 16  # images in a measured step with the cifar stem on a CPU, whose 
 
 def dry_run(runs: dict[Run, str], conditions: Conditions, jobs: int) -> None:
     """Print what is to do and how long it takes here, and keep the estimate for the report."""
+    with _threads(threads(conditions, jobs)):
+        _measure_and_tell(runs, conditions, jobs)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """So many threads, as a run would have, and as many as before afterwards; None leaves PyTorch's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure_and_tell(runs: dict[Run, str], conditions: Conditions, jobs: int) -> None:
     device = torch.device(conditions.device)
-    number = threads(conditions, jobs)
-    if number:
-        torch.set_num_threads(number)
     variations = list(dict.fromkeys(run.variation for run in runs))
     first = {run.variation: run for run in reversed(runs)}
     estimates = {}
