@@ -47,7 +47,15 @@ class Part:
 def own_folders(folder: Path) -> list[str]:
     """The names of the folders in a folder that are a person's own, sorted; raises OSError."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
+        return sorted(entry.name for entry in entries if not hidden(entry.name) and is_folder(entry))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def hidden(name: str) -> bool:
@@ -97,7 +105,7 @@ def _images(top: str, seen: set[tuple[int, int]], left_out: Counter[str]) -> Ite
             for entry in entries:
                 if hidden(entry.name):
                     left_out[HIDDEN] += 1
-                elif not entry.is_dir():
+                elif not is_folder(entry):
                     kind = _left_out_as(entry.path, entry.name)
                     if kind is None:
                         yield folder, entry.name
