@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from acceleration.cuda_graph import replayed_or_say_why
-from acceleration.distributed import all_max, all_sum, hide_bar, is_main
+from acceleration.distributed import all_max, all_sum, is_main
 from command_line.errors import InputError
 from data_sources.batches import Loader, Until
 from model_preparation import Training, count_correct
@@ -157,15 +156,13 @@ def train_epoch(
     training.parallel.train()
     started, steps, images = time.perf_counter(), progress.steps, 0
     step.begin(progress)
-    bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
-    for pixels, labels in until(bar):
+    for pixels, labels in until(loader.batches(epoch, steps)):
         step(pixels, labels)
         training.end_step()
         steps, images = steps + 1, images + len(labels)
         # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
         if training.device.type == "cpu" and step.gradients_failed():
             break
-    bar.close()
     step.raise_first(epoch, len(loader))
     loss_sum, correct, counted = all_sum(*step.sums.tolist(), images)
     seconds = progress.seconds + time.perf_counter() - started

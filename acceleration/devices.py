@@ -11,6 +11,7 @@ import torch
 
 from acceleration.distributed import local_rank, size
 from command_line.errors import InputError
+from command_line.settings import counted
 
 try:
     import resource
@@ -105,7 +106,8 @@ def describe_device(device: torch.device) -> str:
         names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:  # not Linux
         names = []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def reset_peak_memory(device: torch.device) -> None:

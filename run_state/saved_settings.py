@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import InputError
-from data_preprocessing import fits_in_memory
-from data_sources.normalisation import IMAGENET_STATISTICS
 from user_input import SMALL_IMAGE, UserInput, from_saved
 
 
@@ -30,6 +28,9 @@ def saved_settings(config: dict[str, Any], source: Path) -> UserInput:
 
 
 def _streamed(args: UserInput, data: dict[str, Any]) -> bool:
+    from data_preprocessing import fits_in_memory  # here, since they load PyTorch, which most command lines need not
+    from data_sources.normalisation import IMAGENET_STATISTICS  # likewise
+
     if args.normalisation == "auto":
         return tuple(data["mean"]) == IMAGENET_STATISTICS[0]
     images = data["train_images"] + data["test_images"]
