@@ -17,11 +17,10 @@ from unittest import mock
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
@@ -34,14 +33,17 @@ from command_line.paths import PROJECT
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
 from model_preparation import Training, learning_rates
-from nntest import Evaluation
 from run_state.checkpoints import RunState, write_atomically
-from run_state.confusion import as_csv, as_figure
 from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, host_name, next_number, writing
+from scoring.evaluation import Evaluation
+from scoring.writing import ImagesOfTest, files, pixels
+from scoring.writing import summary as summary_of_test
 from user_input import FREE_ON_RESUME, UserInput, default_settings
 
-CONFUSION = Path("confusion")
+CONFUSION = "confusion.csv"
 PREDICTIONS = "predictions"
+# The tag in TensorBoard of each picture of the last test
+PICTURES = {"confusion.png": "confusion matrix of the test", "mistakes.png": "mistakes of the test"}
 EMBEDDINGS = "position embeddings"  # the tag of their pictures in TensorBoard
 EVENTS = "events.out.tfevents.*"
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
@@ -53,6 +55,8 @@ TAGS = {
     "train_top1": "top-1/train",
     "validation_top1": "top-1/validation",
     "test_top1": "top-1/test",
+    "validation_top5": "top-5/validation",
+    "test_top5": "top-5/test",
     "test_loss_training_mode": "loss/test in training mode",
     "test_top1_training_mode": "top-1/test in training mode",
     "test_loss_average": "loss/test of averaged weights",
@@ -66,7 +70,8 @@ TAGS = {
 # TensorBoard's HParams table shows the first five columns of the alphabet until one chooses others. These are in it for
 # every run, the other settings where they are not at their defaults.
 COLUMNS = ("dataset", "depth", "epochs", "initial_lr", "model")
-FURTHER = {"test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}  # top-1, as the log has it
+# What the log has behind an epoch's line, in percent; top-1 where it is not said
+FURTHER = {"test_top5": "top-5", "test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}
 # The name of each test of an epoch in the file of its predictions
 PREDICTED = {"test": "evaluation", "training_mode": "training_mode", "average": "average"}
 HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
@@ -225,16 +230,16 @@ class RunLog:
         except Exception as error:
             self.say(f"{what} could not be made ({summary(error)}); the run itself is whole")
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
-        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), sparse."""
-        classes, picture = self.config["data"]["classes"], io.BytesIO()
-        with self.attempting("confusion.csv"):
-            write_atomically(self.folder / CONFUSION.with_suffix(".csv"), as_csv(counts, classes))
-        with self.attempting("confusion.png"):
-            as_figure(counts, classes).savefig(picture, format="png", dpi=100)
-            write_atomically(self.folder / CONFUSION.with_suffix(".png"), picture.getvalue())
-            pixels = np.asarray(Image.open(picture).convert("RGB"))
-            self.tensorboard.add_image("confusion matrix of the test", pixels, epochs_done, dataformats="HWC")
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
+        """Write all that is kept of the last test: figures, tables, pictures."""
+        about = {"epochs": epochs_done, "precision": self.config["precision"]}
+        for name, content in files(found, tested, about).items():
+            with self.attempting(name):
+                made = content()
+                write_atomically(self.folder / name, made)
+                if name in PICTURES:
+                    self.tensorboard.add_image(PICTURES[name], pixels(made), epochs_done, dataformats="HWC")
+        self.say(summary_of_test(found, tested.classes))
 
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
@@ -314,7 +319,7 @@ class NoLog:
     def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
         pass
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
         pass
 
     def end(self) -> None:

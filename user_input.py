@@ -21,6 +21,9 @@ from command_line.settings import from_saved as settings_from_saved
 
 LATEST = "latest"
 SMALL_IMAGE = 64  # pixels a side; larger images get ImageNet's augmentation
+TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+PARTS = ("stem", "c2", "c3", "c4", "c5")  # of a network, before its head
+ALL_BUT_HEAD = "all_but_head"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,16 @@ class UserInput(Settings):
     skip_bad_images: bool = setting(False, help=
         "imagefolder: read every image before the training, and do without those that cannot be read")
 
+    # --------------------------------------------------------------------------------- where the training starts
+    init_from: str | None = setting(None, path=True, words=TORCHVISION_WEIGHTS, help=
+        "weights to start from: a run's folder, a checkpoint, a state dict (.pt, .pth, .safetensors), or torchvision's "
+        "IMAGENET1K_V1 or IMAGENET1K_V2; the head is left out where the classes are others; none: drawn anew")
+    freeze: str | None = setting(None, help=
+        "what stays as it is, its batch norms in evaluation mode: some of stem, c2, c3, c4, c5, such as stem,c2, or "
+        "all_but_head; none: everything learns")
+    body_lr_factor: float = setting(1.0, above=0.0, help=
+        "learning rate of all but the head, as a share of the schedule's, which the head has (fine-tuning: 0.1)")
+
     # --------------------------------------------------------------------------------------------- the training
     epochs: int = setting(90, "passes over the training images (study: 90)", minimum=1)
     stop_after: int | None = setting(None, minimum=1, free=True, help=
@@ -96,6 +109,11 @@ class UserInput(Settings):
     schedule: str = setting("epoch", choices=("epoch", "study", "step"), help=
         "when the learning rate changes: by epoch, towards 0; study, the same with the cosine one epoch further on, so "
         "that the last epoch has 0 (as its code does); or by step, reaching 0 after the last step")
+    accumulate: int = setting(1, minimum=1, help=
+        "pieces in which a batch is computed, one after the other, to take less memory: the same gradients, but for "
+        "batch norm, which sees a piece at a time")
+    patience: int | None = setting(None, minimum=1, free=True, help=
+        "end after so many epochs without a lower loss on the validation images; none: after all the epochs")
     optimizer: str = setting("adam", choices=("adam", "adamw", "sgd"), help=
         "adam (study), adamw or sgd (with Nesterov momentum)")
     initial_lr: float = setting(5e-4, "learning rate of the first epoch (study: 0.0005)", above=0.0)
@@ -143,6 +161,12 @@ class UserInput(Settings):
         super().__post_init__()
         _check_stages(self)
         _check_lambda_layers(self)
+        _check_freeze(self)
+        if self.accumulate > 1 and self.batch_size < 2 * self.accumulate:
+            raise InputError(
+                f"accumulate: {self.accumulate} pieces of a batch of {self.batch_size} are too small, since batch norm "
+                f"needs two images in each; takes at most {self.batch_size // 2}"
+            )
 
     @property
     def stage_word(self) -> str:
@@ -157,6 +181,14 @@ class UserInput(Settings):
         if self.augmentation == "auto":
             return "crop" if self.image_size <= SMALL_IMAGE else "resized_crop"
         return self.augmentation
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts that `freeze` names (computed)."""
+        if self.freeze is None:
+            return ()
+        words = tuple(word.strip() for word in self.freeze.split(","))
+        return PARTS if words == (ALL_BUT_HEAD,) else words
 
     @property
     def last_epoch(self) -> int:
@@ -177,6 +209,12 @@ class UserInput(Settings):
     def resume_path(self) -> Path | None:
         """`resume` as a full path; None where it names no folder (computed)."""
         return None if self.resume in (None, LATEST) else PROJECT / os.path.expanduser(self.resume)
+
+    @property
+    def init_path(self) -> Path | None:
+        """`init_from` as a full path; None where it names no file (computed)."""
+        named = self.init_from is None or self.init_from in TORCHVISION_WEIGHTS
+        return None if named else PROJECT / os.path.expanduser(str(self.init_from))
 
     def command(self) -> str:
         """The command line that gives these settings, from the start of the run on (computed)."""
@@ -208,6 +246,14 @@ def _check_lambda_layers(args: UserInput) -> None:
         channels = NARROWEST_STAGE << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
+
+
+def _check_freeze(args: UserInput) -> None:
+    if unknown := [part for part in args.frozen if part not in PARTS]:
+        raise InputError(
+            f"freeze: {unknown[0] or 'nothing'} is not allowed; takes {ALL_BUT_HEAD}, or some of {', '.join(PARTS)}, "
+            "such as stem,c2"
+        )
 
 
 def default_settings() -> dict[str, Any]:

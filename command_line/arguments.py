@@ -56,7 +56,7 @@ def _reader(field: dataclasses.Field) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         if optional(field) and text.lower() == "none":
             return None
-        if field.metadata["path"] and text != field.metadata["alone"]:
+        if field.metadata["path"] and text not in (field.metadata["alone"], *field.metadata["words"]):
             return project_path(text)
         try:
             return base_type(field)(text)
