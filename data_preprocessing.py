@@ -66,6 +66,7 @@ class Data:
     train: Loader
     validation: OrderedLoader | None
     test: OrderedLoader
+    test_images: ImageSet  # the same, before they are read
     classes: tuple[str, ...]
     normalisation: Normalisation
     whites: dict[str, float] = field(default_factory=dict)  # in images of more than 8 bits
@@ -91,6 +92,7 @@ def load_data(args: UserInput, device: torch.device) -> Data:
         loader,
         others[0] if others else None,
         test_loader,
+        source.test,
         source.classes,
         normalisation,
         source.whites,
@@ -138,6 +140,15 @@ def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
     """What makes an image s × s pixels in a test."""
     whole = args.crops == "crop"
     return centre_crop(args.image_size, None if whole else round(args.image_size * RESIZE_RATIO))
+
+
+def load_test(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> OrderedLoader:
+    """Images to be tested on alone, as the settings have a test see them."""
+    batch_size = evaluation_batch(args.batch_size, args.image_size, device)
+    if args.crops == "crop" and fits_in_memory(args.image_size, len(images), args.memory_gib):
+        pixels, labels = decode(images, args.image_size), torch.from_numpy(images.labels)
+        return PlainLoader(pixels.to(device), labels.to(device), batch_size, normalisation)
+    return _stream(args, images, normalisation, device)
 
 
 def _train_and_validation(args: UserInput, source: Source) -> tuple[ImageSet, ImageSet | None]:
@@ -244,16 +255,7 @@ def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip
 
 
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
-    plain = StreamLoader(
-        image_set=parts[0],
-        transform=centre_view(args),
-        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
-        normalisation=Normalisation(*IMAGENET_STATISTICS),
-        seed=args.seed,
-        train=False,
-        workers=args.workers,
-        device=device,
-    )
+    plain = _stream(args, parts[0], Normalisation(*IMAGENET_STATISTICS), device)
     # where it is measured, one process reads the images for all
     normalisation = _known_normalisation(args) or on_main(_measure, plain, measured_together(args.image_size))
     plain = replace(plain, normalisation=normalisation)
@@ -265,6 +267,20 @@ def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
         crops = [v2.RandomResizedCrop(args.image_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         train = replace(plain, transform=v2.Compose(crops), batch_size=batch_size, train=True)
     return train, [replace(plain, image_set=part) for part in parts[1:]], normalisation
+
+
+def _stream(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> StreamLoader:
+    """Every image once, in order, as a test sees it."""
+    return StreamLoader(
+        image_set=images,
+        transform=centre_view(args),
+        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
+        normalisation=normalisation,
+        seed=args.seed,
+        train=False,
+        workers=args.workers,
+        device=device,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -29,18 +28,22 @@ from command_line.settings import counted
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
 from model_preparation import Training, learning_rates
-from nntest import Evaluation
 from run_state.board import EMBEDDINGS, PICTURES, Board
 from run_state.checkpoints import RunState, write_atomically
-from run_state.confusion import as_csv, as_figure
 from run_state.progress import Point
-from run_state.run_folder import CONFIG, CONFUSION, LOG, METRICS, group_folder, next_number, writing
+from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
 from run_state.saved_settings import saved_settings
+from scoring.evaluation import Evaluation
+from scoring.writing import ImagesOfTest, files, pixels
+from scoring.writing import summary as summary_of_test
 from user_input import UserInput, default_settings
 
 PREDICTIONS = "predictions"
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
-FURTHER = {"test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}  # top-1, as the log has it
+# Of the pictures of the last test, the tags in TensorBoard
+TEST_PICTURES = {"confusion.png": "confusion matrix of the test", "mistakes.png": "mistakes of the test"}
+# What the log has behind an epoch's line, in percent; top-1 where it is not said
+FURTHER = {"test_top5": "top-5", "test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}
 # The name of each test of an epoch in the file of its predictions
 PREDICTED = {"test": "evaluation", "training_mode": "training_mode", "average": "average"}
 
@@ -218,17 +221,17 @@ class RunLog:
         except Exception as error:
             self.say(f"{what} could not be made ({summary(error)}); the run itself is whole")
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
-        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), sparse."""
-        classes, picture = self.config["data"]["classes"], io.BytesIO()
-        with self.attempting("confusion.csv"):
-            write_atomically(self.folder / CONFUSION, as_csv(counts, classes))
-        with self.attempting("confusion.png"):
-            as_figure(counts, classes).savefig(picture, format="png", dpi=100)
-            write_atomically((self.folder / CONFUSION).with_suffix(".png"), picture.getvalue())
-            pixels = np.asarray(Image.open(picture).convert("RGB"))
-            tag = f"{PICTURES}/confusion matrix of the test"
-            self.tensorboard.add_image(tag, pixels, epochs_done, dataformats="HWC")
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
+        """Write all that is kept of the last test: figures, tables, pictures."""
+        about = {"epochs": epochs_done, "precision": self.config["precision"]}
+        for name, content in files(found, tested, about).items():
+            with self.attempting(name):
+                made = content()
+                write_atomically(self.folder / name, made)
+                if name in TEST_PICTURES:
+                    tag = f"{PICTURES}/{TEST_PICTURES[name]}"
+                    self.tensorboard.add_image(tag, pixels(made), epochs_done, dataformats="HWC")
+        self.say(summary_of_test(found, tested.classes))
 
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
@@ -272,7 +275,7 @@ class NoLog:
     def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
         pass
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
         pass
 
     def end(self) -> None:

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.resnet import ResNet
 
-from acceleration.devices import PRECISIONS, choose_precision
+from acceleration.devices import autocast, choose_precision
 from acceleration.distributed import is_main, size
 from acceleration.fast_layers import keep_freed_memory, quicken
 from acceleration.sync_batch_norm import synchronise
 from command_line.errors import summary
 from data_preprocessing import class_count
+from fine_tuning.parts import freeze, parameter_groups
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
@@ -41,6 +42,7 @@ class Training:
     device: torch.device
     precision: str  # fp32, bf16 or fp16: `auto` has been settled
     cuda_graph: bool  # whether a step is to be replayed as a CUDA graph
+    accumulate: int = 1  # pieces in which a batch is computed
     steps_per_epoch: int = 1
     rate_by_step: bool = False  # whether the learning rate changes after each step, or after each epoch
     average: AveragedModel | None = None  # of the weights
@@ -48,8 +50,7 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.precision)
 
     def end_step(self) -> None:
         """Take the step's weights into the average, and move on to the next learning rate, where each step does so."""
@@ -159,6 +160,7 @@ def prepare_training(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.sync_batch_norm and size() > 1:
         model = synchronise(model, device)
+    freeze(model, args.frozen)
     optimizer = make_optimizer(args, model)
     training = Training(
         model=model,
@@ -170,13 +172,14 @@ def prepare_training(
         device=device,
         precision=precision,
         cuda_graph=args.cuda_graph and device.type == "cuda" and size() == 1,
+        accumulate=args.accumulate,
         steps_per_epoch=steps,
         rate_by_step=args.schedule == "step",
     )
     if args.average != "none":
         training.average, training.averaged_from = make_average(args, model)
     if args.compile:
-        training.parallel = compile_or_say_why(training, args.batch_size // size(), args.image_size)
+        training.parallel = compile_or_say_why(training, args.batch_size // size() // args.accumulate, args.image_size)
     if size() > 1:
         training.parallel = average_gradients(training.parallel)
     return training
@@ -218,16 +221,17 @@ def average_gradients(model: nn.Module) -> DistributedDataParallel:
 
 
 def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:
-    """The optimizer, in its fused form: one kernel over all parameters, and no wait for the loss scale."""
+    """The optimizer of all that learns, in its fused form: one kernel over all, and no wait for the loss scale."""
+    groups = parameter_groups(model, args.initial_lr, args.body_lr_factor)
     options: dict[str, Any] = {"lr": args.initial_lr, "weight_decay": args.weight_decay, "fused": True}
     if args.optimizer == "sgd":
-        sgd = optim.SGD(model.parameters(), momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
-        for parameter in model.parameters() if args.momentum else ():
+        sgd = optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
+        for parameter in [one for group in groups for one in group["params"]] if args.momentum else []:
             # the first step makes them otherwise, and leaves them unwritten where fp16's loss scaling skips it
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer]
-    return kind(model.parameters(), betas=(args.momentum, args.beta2), **options)
+    return kind(groups, betas=(args.momentum, args.beta2), **options)
 
 
 def make_average(args: UserInput, model: nn.Module) -> tuple[AveragedModel, int | None]:

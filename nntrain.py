@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from acceleration.cuda_graph import replayed_or_say_why
 from acceleration.distributed import all_max, all_sum, is_main
@@ -48,12 +50,34 @@ class EpochProgress:
 
 
 def compute_gradients(training: Training, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (b, 3, s, s), labels (b,) -> the loss, a number on the device, and logits (b, classes)."""
+    """Images (b, 3, s, s), labels (b,) -> the loss, a number on the device, and logits (b, classes).
+
+    Where the settings say so, in pieces whose gradients add up to those of the mean over the batch. Of several
+    processes, they average them once, at the last piece.
+    """
+    pieces = max(1, min(training.accumulate, len(labels) // 2))
+    losses, logits = [], []
+    for number, piece in enumerate(zip(pixels.tensor_split(pieces), labels.tensor_split(pieces), strict=True), 1):
+        with _averaging(training.parallel, number == pieces):
+            loss, part = _of_piece(training, *piece, len(labels))
+        losses.append(loss)
+        logits.append(part)
+    return torch.stack(losses).sum(), torch.cat(logits)
+
+
+def _of_piece(training: Training, pixels: Tensor, labels: Tensor, images: int) -> tuple[Tensor, Tensor]:
     with training.autocast():
         logits = training.parallel(pixels)
-        loss = training.loss(logits, labels)
+        loss = training.loss(logits, labels) * (len(labels) / images)
     training.scaler.scale(loss).backward()
-    return loss, logits
+    return loss.detach(), logits.detach()
+
+
+def _averaging(network: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Within this context the next backward averages gradients over several processes, or does not."""
+    if isinstance(network, DistributedDataParallel) and not wanted:
+        return network.no_sync()
+    return nullcontext()
 
 
 def update_parameters(training: Training) -> None:

@@ -83,7 +83,7 @@ def build_lambda_resnet(
         _put_norms(model, resnet_options["norm_layer"])
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else _read(weights)
-        _load(model, _resized(model, state) if resize_weights else state)
+        _load(model, resized_state(model, state) if resize_weights else state)
     return model
 
 
@@ -162,7 +162,7 @@ def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim
     return model
 
 
-def _resized(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+def resized_state(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """A state dict with its global embeddings at the model's sizes."""
     state = dict(state)
     for name, layer in model.named_modules():

@@ -21,6 +21,9 @@ from command_line.settings import Heading, Settings, setting
 from command_line.settings import from_saved as settings_from_saved
 
 LATEST = "latest"  # for `resume`: the newest run of the model
+TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+PARTS = ("stem", "c2", "c3", "c4", "c5")  # of a network, before its head
+ALL_BUT_HEAD = "all_but_head"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ class UserInput(Settings):
     skip_bad_images: bool = setting(False, before=False, help=
         "imagefolder: read every image before the training, and do without those that cannot be read")
 
+    START = Heading("where the training starts")
+    init_from: str | None = setting(None, before=None, path=True, words=TORCHVISION_WEIGHTS, help=
+        "a run's folder, a checkpoint, a state dict (.pt, .pth, .safetensors), or torchvision's IMAGENET1K_V1 or _V2; "
+        "the head is left out where the classes are others; none: weights drawn anew")
+    freeze: str | None = setting(None, before=None, help=
+        "what stays as it is, batch norms included: some of stem, c2 to c5, such as stem,c2, or all_but_head")
+    body_lr_factor: float = setting(1.0, before=1.0, above=0.0, help=
+        "learning rate of all but the head, as a share of the schedule's, which the head has (fine-tuning: 0.1)")
+
     TRAINING = Heading("the training")
     epochs: int = setting(90, "passes over the training images (study: 90)", minimum=1)
     stop_after: int | None = setting(None, before=None, minimum=1, free=True, help=
@@ -84,6 +96,10 @@ class UserInput(Settings):
         "epochs in which the learning rate rises to warmup_epochs × initial_lr (study: 5); a fifth of all at most")
     schedule: str = setting("epoch", before="epoch", choices=("epoch", "study", "step"), help=
         "cosine of the learning rate: by epoch; study: one epoch further on, so that the last has 0; or by step")
+    accumulate: int = setting(1, before=1, minimum=1, help=
+        "pieces in which a batch is computed, to take less memory: the same gradients, but for batch norm's statistics")
+    patience: int | None = setting(None, before=None, minimum=1, free=True, help=
+        "end after so many epochs without a lower loss on the validation images; none: after all the epochs")
     optimizer: str = setting("adam", choices=("adam", "adamw", "sgd"), help=
         "adam (study), adamw or sgd (with Nesterov momentum)")
     initial_lr: float = setting(5e-4, "learning rate of the first epoch (study: 0.0005)", above=0.0)
@@ -129,6 +145,12 @@ class UserInput(Settings):
         super().__post_init__()
         _check_stages(self)
         _check_lambda_layers(self)
+        _check_freeze(self)
+        if self.accumulate > 1 and self.batch_size < 2 * self.accumulate:
+            raise InputError(
+                f"accumulate: {self.accumulate} pieces of a batch of {self.batch_size} are too small, since batch norm "
+                f"needs two images in each; takes at most {self.batch_size // 2}"
+            )
 
     @property
     def stage_word(self) -> str:
@@ -143,6 +165,14 @@ class UserInput(Settings):
         if self.augmentation == "auto":
             return "crop" if self.image_size <= SMALL_IMAGE else "resized_crop"
         return self.augmentation
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts that `freeze` names (computed)."""
+        if self.freeze is None:
+            return ()
+        words = tuple(word.strip() for word in self.freeze.split(","))
+        return PARTS if words == (ALL_BUT_HEAD,) else words
 
     @property
     def last_epoch(self) -> int:
@@ -163,6 +193,12 @@ class UserInput(Settings):
     def resume_path(self) -> Path | None:
         """`resume` as a full path; None where it names no folder (computed)."""
         return None if self.resume in (None, LATEST) else PROJECT / os.path.expanduser(self.resume)
+
+    @property
+    def init_path(self) -> Path | None:
+        """`init_from` as a full path; None where it names no file (computed)."""
+        named = self.init_from is None or self.init_from in TORCHVISION_WEIGHTS
+        return None if named else PROJECT / os.path.expanduser(str(self.init_from))
 
     def command(self) -> str:
         """The command line that gives these settings, from the start of the run on (computed)."""
@@ -230,6 +266,14 @@ def _check_lambda_layers(args: UserInput) -> None:
         channels = NARROWEST_STAGE << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
+
+
+def _check_freeze(args: UserInput) -> None:
+    if unknown := [part for part in args.frozen if part not in PARTS]:
+        raise InputError(
+            f"freeze: {unknown[0] or 'nothing'} is not allowed; takes {ALL_BUT_HEAD}, or some of {', '.join(PARTS)}, "
+            "such as stem,c2"
+        )
 
 
 def default_settings() -> dict[str, Any]:

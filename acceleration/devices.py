@@ -69,6 +69,12 @@ def choose_precision(name: str, device: torch.device) -> str:
     return name
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes on that device in that precision, which is not `auto`."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def set_determinism(deterministic: bool) -> None:
     """Deterministic algorithms throughout, or the fastest ones that cuDNN finds by trying."""
     if deterministic:

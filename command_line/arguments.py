@@ -110,7 +110,7 @@ def _reader(field: dataclasses.Field) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(
                 f"{text} is no folder; type --{field.name} for {alone}, --{field.name} FOLDER, or leave it out"
             )
-        if field.metadata["path"] and text != alone:
+        if field.metadata["path"] and text not in (alone, *field.metadata["words"]):
             return project_path(text)
         try:
             return base_type(field)(text)

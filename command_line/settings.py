@@ -33,6 +33,7 @@ def setting(
     free: bool = False,
     path: bool = False,
     alone: str | None = None,
+    words: tuple[str, ...] = (),
     **limits: Any,
 ) -> Any:
     """A documented field.
@@ -43,10 +44,12 @@ def setting(
         free: it may change between the start of a run and its resumption without making its figures another run's.
         path: the name of a file or folder.
         alone: the value that its flag means where none follows it.
+        words: of a path, what may stand in its place and names no file.
         limits: `choices`, `minimum`, `maximum` (both included), `above`, `below` (excluded).
     """
     before = default if before is dataclasses.MISSING else before
     metadata = {"help": help, "limits": limits, "before": before, "free": free, "path": path, "alone": alone}
+    metadata |= {"words": words}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -62,10 +62,11 @@ def read_record(folder: Path) -> Record | None:
     failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     config = read_config(configs[-1].parent)
     config["device"] = config["device"].replace(", 1 threads", ", 1 thread")  # as earlier versions wrote
-    return Record(configs[-1].parent, config, _rows(configs[-1].parent), failure)
+    return Record(configs[-1].parent, config, read_rows(configs[-1].parent), failure)
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run has written into metrics.jsonl, a row for each epoch."""
     path = folder / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -33,6 +33,8 @@ TAGS = {
     "train_top1": "top-1/train",
     "validation_top1": "top-1/validation",
     "test_top1": "top-1/test",
+    "validation_top5": "top-5/validation",
+    "test_top5": "top-5/test",
     "test_loss_training_mode": "loss/test in training mode",
     "test_top1_training_mode": "top-1/test in training mode",
     "test_loss_average": "loss/test of averaged weights",

@@ -38,7 +38,7 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
         rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         own = saved["config"]["id"] == config["id"] and rows == state.rows
         written = (folder / CONFUSION).exists() and has_every_epoch(folder, rows)
-        whole = own and written and state.epochs_done >= args.last_epoch
+        whole = own and written and state.ended(args)
     except Exception:  # whatever is missing or damaged is to be done again
         return None
     return (folder, state) if whole else None

@@ -98,11 +98,11 @@ def _line(args: UserInput, steps: int, state: RunState, done: int, images: int, 
     after = test + (args.last_epoch - epoch) * (steps * pace + test)
     return (
         f"epoch {epoch} of {args.last_epoch}, step {at} of {steps}: loss {loss:.4f}, {images / seconds:.0f} images/s, "
-        f"{_duration(left)} left of the epoch, {_duration(left + after)} of the run"
+        f"{duration(left)} left of the epoch, {duration(left + after)} of the run"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`2 h 05 min`, `12 min`, or `40 s`."""
     minutes = round(seconds / 60)
     if minutes >= 60:

@@ -32,6 +32,8 @@ class TrainedNetwork:
     epochs_done: int
     view: Callable[[Image.Image], Image.Image]  # an RGB image of any size -> s × s pixels, as in the run's test
     whites: Whites  # what was white in the run's images of more than 8 bits
+    file: Path  # the checkpoint
+    config: dict[str, Any]  # what the run says of itself, as in config.json
 
 
 def load_network(path: Path) -> TrainedNetwork:
@@ -85,6 +87,8 @@ def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
         epochs_done=len(saved["rows"]),
         view=centre_view(args),
         whites={str(kind): float(white) for kind, white in data.get("whites", {}).items()},
+        file=path,
+        config=config,
     )
 
 
