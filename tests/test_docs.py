@@ -113,12 +113,12 @@ def test_the_walk_through_leads_from_photographs_to_an_exported_network(
     ]
     assert [script for script, *_ in (train, *others)] == ["main_general.py", "predict.py", "export_model.py"]
     result = main(load_settings([*train[1:], "--runs_dir", "runs", "--epochs", "2"]))
-    monkeypatch.setattr(export_model, "save_onnx", lambda program, classes, path: path.write_text(str(classes)))
+    monkeypatch.setattr(export_model, "save_onnx", lambda program, about, path: path.write_text(about["classes"]))
     for script, *flags in others:
         given = [str(result.folder) if flag == "runs/Lambda/<run>" else flag for flag in flags]
         {"predict.py": predict, "export_model.py": export_model}[script].main(given)
     assert len((tmp_path / "seen.csv").read_text().splitlines()) == 1 + 33
-    assert (tmp_path / "photos.onnx").read_text() == "('nought', 'one', 'two')"
+    assert (tmp_path / "photos.onnx").read_text() == '["nought", "one", "two"]'
     assert (result.folder / "checkpoints" / "best.pt").exists()
 
 
