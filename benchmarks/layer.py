@@ -44,6 +44,17 @@ class Case(NamedTuple):
         return (self.side,) * 2, sides, layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
 
 
+# What the names of the rows mean; with a tile, `4x4` are the positions whose context is fetched at once
+LEGEND = {
+    "chosen": "the layer as it is: the way that the rule takes for these sizes",
+    "attention": "queries · embedding first, then · values",
+    "lambda": "position lambdas first (embedding · values), then queries · lambdas",
+    "convolution": "position lambdas by a 2-D convolution of the values",
+    "fourier": "position lambdas in frequencies along one axis",
+    "fft": "position lambdas by a 2-D fast Fourier transform",
+    "einsum": "beside it: the paper's listing, its embedding (n, m, k, u) given",
+    "conv3d": "beside it: position lambdas by a 3-D convolution",
+}
 SCOPES = (7, 23, None)
 CASES = [
     *(Case(side, dim, scope) for side, dim in ((8, 64), (8, 512)) for scope in (7, None)),
@@ -200,6 +211,7 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
     if device.type == "cpu":
         keep_freed_memory()
     results = []
+    print_legend()
     for case in QUICK_CASES if quick else CASES:
         batch = max(2, POSITIONS[device.type] // case.side**2)
         functions, left_out = layer_rows(case, device, batch)
@@ -238,6 +250,12 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
 def case_name(result: dict) -> str:
     scope = f"r={result['scope']}" if result["scope"] else "global"
     return f"{result['side']}x{result['side']} d={result['dim']} {scope} u={result['intra_depth']}"
+
+
+def print_legend() -> None:
+    print("Ways of computing the layer, each with the same result; median (quartiles) of a batch:")
+    for name, meaning in LEGEND.items():
+        print(f"  {name:12} {meaning}")
 
 
 def print_case(result: dict) -> None:

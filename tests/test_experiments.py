@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 import experiments
 import main_general
 from command_line.errors import InputError
+from evidence import estimates
+from evidence.estimates import duration
 from evidence.networks import (
     NETWORKS,
     LinearAttention2d,
@@ -109,6 +112,7 @@ def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
         ("--scale 0", "scale: takes one or two numbers above 0, at most 1"),
         ("--scale .1 .1 .1", "scale: takes one or two numbers"),
         ("--jobs 0", "jobs: 0 is not allowed"),
+        ("--keep_estimates", "keep_estimates: takes --dry-run"),
         ("--dataset imagefolder", "data_name: an imagefolder has no name"),
         ("--dataset digits --runs resnet", "runs: no run is called resnet"),
         ("--seeds one", "invalid int value: 'one'"),
@@ -188,9 +192,45 @@ def test_a_diverged_run_is_kept_and_not_tried_again(
     words += ["--runs_dir", str(conditions.root)]
     assert experiments.main(words) == 0
     assert "1 runs, 1 of them done" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in conditions.root.rglob("*")}
     assert experiments.main([*words, "--dry-run"]) == 0
-    assert "about 0.0 h" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("odd: diverging ")
+    assert lines[1].split()[2:5] == ["1", "0", "2"]  # seeds done, to do; epochs
+    assert lines[1].endswith(run.variation.name)
+    assert lines[2].startswith("about 0.0 s in all on ")
+    assert {path: path.stat().st_mtime_ns for path in conditions.root.rglob("*")} == before
+    assert experiments.main([*words, "--dry-run", "--keep_estimates"]) == 0
     assert list(json.loads((conditions.folder / "estimates.json").read_text())["hours_per_run"]) == [run.variation.name]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "0.0 s"),
+        (8.04, "8.0 s"),
+        (89, "89 s"),
+        (90, "1.5 min"),
+        (1260, "21 min"),
+        (5400, "1.5 h"),
+        (4e6, "1,111 h"),
+    ],
+)
+def test_times_are_told_in_a_unit_that_shows_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+    assert duration(math.nan) == "no memory"
+
+
+def test_the_time_of_a_run_ends_where_the_run_does(
+    conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(estimates, "measure_epoch", lambda run, device: 360.0)
+    place = dataclasses.replace(conditions, epochs_scale=1.0)
+    run = tiny(place, stop_after=20)
+    monkeypatch.setitem(EXPERIMENTS, "odd", Experiment("?", {"shortened": run.variation}))
+    estimates.dry_run({run: "odd"}, place, jobs=1)
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:-1] == "odd: shortened 0 1 20 6.0 min 2.0 h".split()
 
 
 def test_the_command_line_does_its_runs_in_processes(
