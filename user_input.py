@@ -42,6 +42,8 @@ class UserInput(Settings):
     stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=
         "first layers: imagenet is 7×7 with stride 2 and a max pool (study), compact 3×3 with stride 2, cifar 3×3 with "
         "stride 1; the stages see 32×32 images as maps of 8, 4, 2, 1 or 16, 8, 4, 2 or 32, 16, 8, 4 positions a side")
+    width: int = setting(64, minimum=4, help=
+        "channels of stage c2's bottlenecks; the rest of the network is in proportion (study: 64)")
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
     intra_depth: int = setting(1, "u, intra-depth of keys and values (study: 1; paper's best: 4)", minimum=1)
@@ -66,6 +68,14 @@ class UserInput(Settings):
     augmentation: str = setting("auto", choices=("auto", "crop", "resized_crop"), help=
         "what training sees of an image: crop (moved by up to 4 pixels; study), resized_crop (a part of it, at any "
         "scale; a test sees the centre, as on ImageNet) or auto (crop up to image_size 64, else resized_crop)")
+    auto_augment: str = setting("none", choices=("none", "trivial", "rand"), help=
+        "further operations drawn for each image: trivial (TrivialAugmentWide), rand (RandAugment) or none (study)")
+    cutout: int | None = setting(None, minimum=1, help=
+        "side in pixels of a square at a random place that becomes the mean; none: whole images (study)")
+    mixup: float = setting(0.0, "α of mixup, by which images and labels are mixed; 0: not mixed (study)", minimum=0.0)
+    cutmix: float = setting(0.0, minimum=0.0, help=
+        "α of CutMix, by which a box of another image is put in; beside mixup each batch takes one of them; 0: none "
+        "(study)")
     normalisation: str = setting("auto", choices=("auto", "study", "measured"), help=
         "mean and standard deviation of the pixels: study (its values for CIFAR-10), measured on the training images, "
         "or auto (ImageNet's with resized_crop; with crop, study for cifar10, else measured)")
@@ -93,15 +103,21 @@ class UserInput(Settings):
     warmup_epochs: int = setting(5, minimum=0, help=
         "epochs in which the learning rate rises from initial_lr to warmup_epochs × initial_lr, before cosine "
         "annealing (study: 5); takes a fifth of the epochs at most")
-    schedule: str = setting("epoch", choices=("epoch", "study", "step"), help=
+    schedule: str = setting("epoch", choices=("epoch", "study", "step", "one_cycle"), help=
         "when the learning rate changes: by epoch, towards 0; study, the same with the cosine one epoch further on, so "
-        "that the last epoch has 0 (as its code does); or by step, reaching 0 after the last step")
+        "that the last epoch has 0 (as its code does); by step, reaching 0 after the last step; or one_cycle, by step "
+        "with a cosine up and a cosine down")
     optimizer: str = setting("adam", choices=("adam", "adamw", "sgd"), help=
         "adam (study), adamw or sgd (with Nesterov momentum)")
     initial_lr: float = setting(5e-4, "learning rate of the first epoch (study: 0.0005)", above=0.0)
     momentum: float = setting(0.9, "momentum of sgd, first beta of adam and adamw (study: 0.9)", minimum=0.0, below=1.0)
     beta2: float = setting(0.9999, "second beta of adam and adamw (study: 0.9999)", minimum=0.0, below=1.0)
     weight_decay: float = setting(1e-4, "weight decay (study: 1e-4; decoupled with adamw)", minimum=0.0)
+    weight_decay_on: str = setting("all", choices=("all", "weights"), help=
+        "what decays: all parameters (study), or the weights of convolutions and linear layers, and so neither norms "
+        "nor biases nor embeddings")
+    clip_gradients: float | None = setting(None, above=0.0, help=
+        "longest norm of all gradients together, to which longer ones are shortened; none: as they are (study)")
     label_smoothing: float = setting(0.1, minimum=0.0, below=1.0, help=
         "share of the target spread over all classes in training (study: 0.1)")
     average: str = setting("none", choices=("none", "exponential", "last_epochs"), help=
@@ -122,7 +138,8 @@ class UserInput(Settings):
     seed: int = setting(0, "fixes initial weights, order and augmentation (study: 0)", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:<index> or mps", free=True)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), help=
-        "auto (bf16, or fp16 with loss scaling, where the GPU computes in it; else fp32), fp32, bf16 or fp16")
+        "auto (bf16 where GPU or CPU computes in it, fp16 with loss scaling on other GPUs, else fp32; settled when a "
+        "run begins), fp32 (study), bf16 or fp16")
     compile: bool = setting(False, free=True, help=
         "compile the network with torch.compile (one to two minutes at the start)")
     cuda_graph: bool = setting(True, free=True, help=
@@ -186,7 +203,6 @@ class UserInput(Settings):
 FREE_ON_RESUME = frozenset(field.name for field in dataclasses.fields(UserInput) if field.metadata["free"])
 # Settings of earlier versions that are no more, with the values at which they said what is now always so.
 RETIRED: dict[str, tuple[Any, ...]] = {}
-NARROWEST_STAGE = 64  # channels of the 3×3 convolution in stage c2; every later stage has twice those of the one before
 
 
 def _check_stages(args: UserInput) -> None:
@@ -205,7 +221,7 @@ def _check_lambda_layers(args: UserInput) -> None:
         raise InputError(f"scope: a window needs position relative, not {args.position}; or take scope none")
     if "L" in args.stage_word:
         stage = args.stage_word.index("L")
-        channels = NARROWEST_STAGE << stage
+        channels = args.width << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
 
