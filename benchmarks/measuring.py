@@ -98,7 +98,9 @@ def write_report(name: str, command: str, device: torch.device, content: dict) -
     """The JSON file, with the device and PyTorch's version in its name."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     report = {"command": command, "device": describe_device(device), "versions": versions, **content}
-    slug = re.sub(r"[^a-z0-9.]+", "-", f"{name} {describe_device(device)} torch {torch.__version__}".lower())
+    computes = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    described = f"{name} {describe_device(device)} {computes} torch {torch.__version__}"
+    slug = re.sub(r"[^a-z0-9.]+", "-", described.lower())
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{slug}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def apply_policy(name: str, pixels: Tensor, share: slice, seed: int, epoch: int)
         for group, part in zip(groups.tolist(), pixels.permute(0, 3, 1, 2).split(counts.tolist()), strict=True):
             torch.default_generator.manual_seed(mix(seed, epoch, group, POLICY))
             done.append(policy(part))
-    return torch.cat(done).permute(0, 2, 3, 1)
+    return torch.cat(done).permute(0, 2, 3, 1).contiguous()  # channels last from here on
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,13 @@ def cut_out(pixels: Tensor, centres: Tensor, side: int) -> Tensor:
     """(b, 3, s, s) normalised, centres (2, b) in pixels: a square of that side becomes 0, the mean."""
     offsets = torch.arange(pixels.shape[2], device=pixels.device) - (centres - side // 2)[:, :, None]  # (2, b, s)
     rows, columns = (offsets >= 0) & (offsets < side)
-    return pixels.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    inside = rows[:, :, None] & columns[:, None, :]
+    return pixels.where(~inside[:, None], 0.0)  # `masked_fill` loses channels last
 
 
 def _partners(values: Tensor) -> Tensor:
-    return values.roll(len(values) // 2, 0)
+    half = len(values) // 2
+    return torch.cat([values[-half:], values[:-half]])  # as `roll`, which loses channels last
 
 
 def mix_up(pixels: Tensor, labels: Tensor, share: float) -> Batch:

@@ -42,8 +42,8 @@ def test_a_policy_is_torchvisions_on_each_image(name: str) -> None:
 
 
 def test_a_policy_leaves_the_global_generator_alone() -> None:
-    before = torch.random.get_rng_state()
-    apply_policy("trivial", images(8), slice(0, 8, 1), seed=0, epoch=1)
+    pixels, before = images(8), torch.random.get_rng_state()
+    apply_policy("trivial", pixels, slice(0, 8, 1), seed=0, epoch=1)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
