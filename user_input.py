@@ -40,6 +40,8 @@ class UserInput(Settings):
         "C (convolution) or L (lambda) for each of c2 to c5, such as CCLL (paper, Table 12); auto: LLLL or CCCC")
     stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=
         "the stages see 32×32 pixels as maps of 8, 4, 2, 1 (7×7, pool; study), 16, 8, 4, 2 or 32, 16, 8, 4 a side")
+    width: int = setting(64, before=64, minimum=4, help=
+        "channels of stage c2's bottlenecks; the rest of the network is in proportion (study: 64)")
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
     intra_depth: int = setting(1, "u, intra-depth of keys and values (study: 1; paper's best: 4)", minimum=1)
@@ -61,6 +63,13 @@ class UserInput(Settings):
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)
     augmentation: str = setting("auto", before="auto", choices=("auto", "crop", "resized_crop"), help=
         "crop: moved by up to 4 pixels (study); resized_crop: ImageNet's; auto: crop up to image_size 64")
+    auto_augment: str = setting("none", before="none", choices=("none", "trivial", "rand"), help=
+        "operations drawn beyond that: trivial (TrivialAugmentWide), rand (RandAugment) or none (study)")
+    cutout: int | None = setting(None, before=None, minimum=1, help=
+        "side in pixels of a square at a random place that becomes the mean; none: whole images (study)")
+    mixup: float = setting(0.0, "α by which images and labels are mixed; 0: they are not", before=0.0, minimum=0.0)
+    cutmix: float = setting(0.0, before=0.0, minimum=0.0, help=
+        "α by which a box of another image is put in; beside mixup each batch takes one of them; 0: none (study)")
     normalisation: str = setting("auto", before="auto", choices=("auto", "study", "measured"), help=
         "mean and deviation of the pixels; auto: ImageNet's with resized_crop, study for cifar10, else measured")
     batch_size: int = setting(128, "images per training step, of all processes together (study: 128)", minimum=2)
@@ -94,8 +103,8 @@ class UserInput(Settings):
         "end after so many epochs of the schedule that `epochs` describes; none: after all of them")
     warmup_epochs: int = setting(5, minimum=0, help=
         "epochs in which the learning rate rises to warmup_epochs × initial_lr (study: 5); a fifth of all at most")
-    schedule: str = setting("epoch", before="epoch", choices=("epoch", "study", "step"), help=
-        "cosine of the learning rate: by epoch; study: one epoch further on, so that the last has 0; or by step")
+    schedule: str = setting("epoch", before="epoch", choices=("epoch", "study", "step", "one_cycle"), help=
+        "cosine of the learning rate: by epoch; study: one epoch on, so that the last has 0; by step; or both ways")
     accumulate: int = setting(1, before=1, minimum=1, help=
         "pieces in which a batch is computed, to take less memory: the same gradients, but for batch norm's statistics")
     patience: int | None = setting(None, before=None, minimum=1, free=True, help=
@@ -106,6 +115,10 @@ class UserInput(Settings):
     momentum: float = setting(0.9, "momentum of sgd, first beta of adam and adamw (study: 0.9)", minimum=0.0, below=1.0)
     beta2: float = setting(0.9999, "second beta of adam and adamw (study: 0.9999)", minimum=0.0, below=1.0)
     weight_decay: float = setting(1e-4, "weight decay (study: 1e-4; decoupled with adamw)", minimum=0.0)
+    weight_decay_on: str = setting("all", before="all", choices=("all", "weights"), help=
+        "all (study), or the weights of convolutions and linear layers: not norms, biases and embeddings")
+    clip_gradients: float | None = setting(None, before=None, above=0.0, help=
+        "longest norm of all gradients together, to which longer ones are shortened; none: as they are (study)")
     label_smoothing: float = setting(0.1, minimum=0.0, below=1.0, help=
         "share of the target spread over all classes in training (study: 0.1)")
     average: str = setting("none", before="none", choices=("none", "exponential", "last_epochs"), help=
@@ -124,7 +137,7 @@ class UserInput(Settings):
     seed: int = setting(0, "fixes initial weights, order and augmentation (study: 0)", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:<index> or mps", free=True)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), help=
-        "auto (bf16, or fp16 with loss scaling, where the GPU computes in it; else fp32), fp32, bf16 or fp16")
+        "auto (bf16 where GPU or CPU computes in it, fp16 on other GPUs, else fp32; settled at the start of a run)")
     compile: bool = setting(False, free=True, help=
         "compile the network with torch.compile (one to two minutes at the start)")
     cuda_graph: bool = setting(True, free=True, help=
@@ -244,7 +257,6 @@ OTHER_NAMES = {
     "cp_dir": "runs_dir",
     "output_dir": "runs_dir",
 }
-NARROWEST_STAGE = 64  # channels of the 3×3 convolution in stage c2; every later stage has twice those of the one before
 
 
 def _check_stages(args: UserInput) -> None:
@@ -263,7 +275,7 @@ def _check_lambda_layers(args: UserInput) -> None:
         raise InputError(f"scope: a window needs position relative, not {args.position}; or take scope none")
     if "L" in args.stage_word:
         stage = args.stage_word.index("L")
-        channels = NARROWEST_STAGE << stage
+        channels = args.width << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
 

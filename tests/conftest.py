@@ -63,6 +63,7 @@ def small(photos: Path, tmp_path: Path) -> UserInput:
         epochs=3,
         checkpoint_every=1,
         device="cpu",
+        precision="fp32",
         runs_dir=str(tmp_path / "runs"),
     )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from fault_injection import run_under_fire, small_run, undisturbed_run
-from fuzzing import HOSTILE_CHECKPOINTS, HOSTILE_IMAGES, fuzz, hostile_checkpoint, hostile_image
+from fuzzing import fuzz
+from hostile_files import HOSTILE_CHECKPOINTS, HOSTILE_IMAGES, hostile_checkpoint, hostile_image
 from run_tools import assert_same_run, assert_same_training, saved_training
 
 import main_general
