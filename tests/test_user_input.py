@@ -193,7 +193,7 @@ def test_help_has_groups_choices_and_examples_that_hold(capsys: pytest.CaptureFi
     assert re.search(r"^  --scope N\|none +r, odd side", groups["the network:"], re.M)
     assert "--seed" not in groups["the network:"]
     names = re.findall(r"^  --(\w+)\b", "".join(parts), re.M)
-    assert names == [field.name for field in dataclasses.fields(UserInput)]
+    assert names == ["recipe", *(field.name for field in dataclasses.fields(UserInput))]
     examples = re.findall(r"^  python main_general.py(.*?)(?:   .*)?$", groups["examples:"], re.M)
     assert len(examples) > 3
     for flags in examples:
