@@ -76,8 +76,9 @@ def _of_piece(training: Training, pixels: Tensor, labels: Tensor, images: int) -
 
 def _averaging(network: nn.Module, wanted: bool) -> AbstractContextManager:
     """Within this context the next backward averages gradients over several processes, or does not."""
-    several = isinstance(network, DistributedDataParallel) and not wanted
-    return network.no_sync() if several else nullcontext()
+    if isinstance(network, DistributedDataParallel) and not wanted:
+        return network.no_sync()
+    return nullcontext()
 
 
 def update_parameters(training: Training) -> None:
