@@ -6,7 +6,8 @@
     python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five
     python benchmark.py convert          # timm's and lambda-networks' layers beside ours in their place; about ten
 
-Each with `--quick` gives an answer in about a minute. The files go to results/benchmarks/.
+The files go to results/benchmarks/, to be committed. Each with `--quick` gives an answer in about a minute, with a few
+rows and turns; its file goes to results/quick/, which Git ignores.
 
     python benchmark.py fit FILE         # the costs of the layer's ways that a file of `layer` shows; seconds
     python benchmark.py parameters       # parameters of ImageNet λ-ResNets beside the paper's counts; seconds
@@ -62,8 +63,7 @@ def measure(benchmark: str, quick: bool, device: torch.device) -> None:
     """Run a benchmark, and write what it has found."""
     torch.manual_seed(0)
     content = BENCHMARKS[benchmark](device, quick)
-    name = benchmark + ("-quick" if quick else "")
-    path = write_report(name, f"python benchmark.py {name.replace('-', ' --')}", device, content)
+    path = write_report(benchmark, quick, device, content)
     if benchmark == "scaling":
         plot(content, describe_device(device), path.with_suffix(".svg"))
     print(f"\nPeak memory: {content['memory']}.\nWritten to {path}")

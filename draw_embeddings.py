@@ -1,13 +1,15 @@
 """Draw what a trained network has learnt about positions: its relative position embeddings, and how far they reach.
 
-    python draw_embeddings.py --checkpoint runs/Lambda/<run> --out pictures      # a few seconds
+    python draw_embeddings.py --checkpoint latest --out pictures      # a few seconds
 
-`embeddings_<stage>.png` has a row for each lambda layer: E as a function of the offset m − n, whose middle is the
-position itself, one panel for each of the k key channels (and u), then its root mean square over k and u. Where that is
-large, the position lambdas λ_p[n] = Σ_m E[n, m] V[m] listen. Embeddings are drawn from N(0, 1), the same at every
-offset, so what stands out has been learnt. `reach.png` has that root mean square by distance. Of an absolute
-embedding, the mean over all pairs of positions with the same offset is drawn. During training, TensorBoard gets the
-pictures every `checkpoint_every` epochs, under Images.
+`embeddings_<stage>.png` has a row for each lambda layer, every panel a function of the offset m − n, in whose middle is
+the position itself: E for the first key channels k (and u); beside it E − E₀, what was learnt; and the root mean square
+of E − E₀ over all k and u. Where that is large, the position lambdas λ_p[n] = Σ_m E[n, m] V[m] have learnt to listen.
+E₀ ~ N(0, 1) is what E began as: it is drawn once more, by the run's seed. r is the correlation of E with E₀: near 1, E
+itself is still the noise that it was drawn as, and only E − E₀ shows something. `reach.png` has both by distance.
+
+Of an absolute embedding, the mean over all pairs of positions with the same offset is drawn. Layers on maps of 1×1,
+which have one offset, are left out. During training, TensorBoard gets pictures of E every `checkpoint_every` epochs.
 
 k key depth · u intra-depth · n query positions · m context positions · offsets: 2H−1 × 2W−1, or the scope's r × r
 """
@@ -21,42 +23,76 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from command_line import errors
 from command_line.errors import InputError, Parser, one_line_errors
 from lambda_layer import LambdaLayer
 from run_state.run_folder import shown
-from run_state.trained_network import load_network
+from run_state.trained_network import CHECKPOINT_HELP, load_network
 
 STAGES = {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
-MOST_PANELS = 16  # key channels that are drawn of a layer
+MOST_PANELS = 16  # key channels that TensorBoard's pictures have of a layer
+FILE_PANELS = 8  # and the files, twice
 PANEL = 45  # pixels, at least about, of a panel's side
 WHITE = 255
+STILL_NOISE = 0.9  # correlation of E with E₀ above which E is called noise
+CHANCE = 4.0  # standard deviations of a correlation that is none
+
+Stages = dict[str, dict[str, Tensor]]  # by stage and layer, such as `c3` and `c3.1`: E by offset (k, u, *offsets)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the embeddings of the checkpoint that the command line names."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the pictures into")
     arguments = parser.parse_args(argv)
-    stages = stage_embeddings(load_network(arguments.checkpoint).model)
+    network = load_network(arguments.checkpoint)
+    stages = stage_embeddings(network.model)
     if not stages:
-        raise InputError(f"checkpoint: {arguments.checkpoint} has no position embeddings to draw")
+        raise InputError(f"checkpoint: {arguments.checkpoint} has no position embeddings to draw, on maps above 1×1")
+    begun = stage_embeddings(network.as_drawn())
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(stages):
+        for name, figure in figures(stages, begun, network.title):
             figure.savefig(arguments.out / name, dpi=110)
             print(shown(arguments.out / name))
     except OSError as error:
         raise InputError(f"out: {arguments.out} cannot be written ({error.strerror})") from error
+    for note in notes(stages, begun):
+        errors.tell(note)
 
 
-def stage_embeddings(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """By stage and layer, such as `c3` and `c3.1`, E by offset (k, u, *offsets); a shared one stands once."""
-    stages: dict[str, dict[str, Tensor]] = {}
+def notes(stages: Stages, begun: Stages) -> Iterator[str]:
+    """What a reader of the pictures should know: stages that are still noise, or an E₀ that is another."""
+    still = {
+        stage: [correlation(embedding, begun[stage][name]) for name, embedding in layers.items()]
+        for stage, layers in stages.items()
+    }
+    if noisy := [stage for stage, each in still.items() if min(each) > STILL_NOISE]:
+        yield f"{', '.join(noisy)}: so little is learnt that E is still the noise that it was drawn as; see E − E₀"
+    everything = [torch.cat([e.flatten() for layers in s.values() for e in layers.values()]) for s in (stages, begun)]
+    if correlation(*everything) < CHANCE / len(everything[0]) ** 0.5:
+        yield (
+            "E has nothing of E₀: all was unlearnt, or it began otherwise than the seed has it here (from other "
+            "weights, with another version of PyTorch), and then E − E₀ says nothing"
+        )
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    """Of the entries of two tensors of one shape."""
+    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+
+
+def stage_embeddings(model: nn.Module) -> Stages:
+    """The embeddings of a network's layers on maps above 1×1; a shared one stands once."""
+    stages: Stages = {}
     seen: set[int] = set()
     for name, layer in model.named_modules():
         if not isinstance(layer, LambdaLayer) or layer.embedding is None or id(layer.embedding) in seen:
@@ -65,7 +101,9 @@ def stage_embeddings(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         parts = name.split(".")
         at = next(i for i, part in enumerate(parts) if part in STAGES)  # a wrapper's name may stand before
         stage, block = STAGES[parts[at]], parts[at + 1]
-        stages.setdefault(stage, {})[f"{stage}.{int(block) + 1}"] = by_offset(layer)
+        embedding = by_offset(layer)
+        if embedding[0, 0].numel() > 1:
+            stages.setdefault(stage, {})[f"{stage}.{int(block) + 1}"] = embedding
     return stages
 
 
@@ -109,11 +147,16 @@ def stage_pictures(model: nn.Module) -> Iterator[tuple[str, np.ndarray]]:
         yield stage, np.vstack([np.pad(r, ((0, 0), (0, width - r.shape[1]), (0, 0)), "edge") for r in rows])
 
 
-def panels(embedding: Tensor) -> np.ndarray:
-    """E (k, u, *offsets) -> (height, width, 3) uint8, a panel for each of k·u; blue below zero, red above."""
-    channels = embedding.flatten(0, 1)[:MOST_PANELS]
-    most = channels.abs().quantile(0.99) if channels.numel() < 2**24 else channels.abs().max()
-    return np.hstack([panel(channel, "RdBu_r", -float(most), float(most)) for channel in channels])
+def panels(embedding: Tensor, number: int = MOST_PANELS) -> np.ndarray:
+    """E (k, u, *offsets) -> (height, width, 3) uint8, panels of the first of k·u; blue below zero, red above."""
+    most = deepest(embedding, number)
+    return np.hstack([panel(channel, "RdBu_r", -most, most) for channel in embedding.flatten(0, 1)[:number]])
+
+
+def deepest(embedding: Tensor, number: int) -> float:
+    """What the panels have in their deepest colour."""
+    sizes = embedding.flatten(0, 1)[:number].abs()
+    return float(sizes.quantile(0.99) if sizes.numel() < 2**24 else sizes.max())  # which quantile takes at most
 
 
 def panel(values: Tensor, colours: str, least: float = 0.0, most: float | None = None) -> np.ndarray:
@@ -126,44 +169,61 @@ def panel(values: Tensor, colours: str, least: float = 0.0, most: float | None =
     return np.pad(pixels, ((0, 2), (0, 2), (0, 0)), constant_values=WHITE)
 
 
-def figures(stages: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, Figure]]:
+def figures(stages: Stages, begun: Stages, title: str) -> Iterator[tuple[str, Figure]]:
     """The name and the figure of each file that the command writes."""
     for stage, layers in stages.items():
-        yield f"embeddings_{stage}.png", _stage_figure(layers)
-    yield "reach.png", _reach_figure(stages)
+        yield f"embeddings_{stage}.png", _stage_figure(layers, begun[stage], title)
+    yield "reach.png", _reach_figure(stages, begun, title)
 
 
-def _stage_figure(layers: dict[str, Tensor]) -> Figure:
-    figure = Figure(figsize=(13, 0.5 + 0.95 * len(layers)), layout="constrained")
-    axes = figure.subplots(len(layers), 2, squeeze=False, width_ratios=(MOST_PANELS, 2))
-    for (left, right), (name, embedding) in zip(axes, layers.items(), strict=True):
-        left.imshow(panels(embedding))
-        rows, columns = embedding.shape[2:]
-        left.set_ylabel(f"{name}\n{rows} × {columns}", rotation="horizontal", ha="right", va="center")
-        image = right.imshow(strength(embedding).numpy(), cmap="viridis", vmin=0)
-        figure.colorbar(image, ax=right)
-        right.set_title(f"mean reach {reach(embedding):.1f}", fontsize=8)
-        for one in (left, right):
-            one.set(xticks=[], yticks=[])
-    figure.suptitle("E by offset, a panel for each key channel; right: their root mean square", fontsize=9)
+def _stage_figure(layers: dict[str, Tensor], begun: dict[str, Tensor], title: str) -> Figure:
+    figure = Figure(figsize=(16, 1.0 + 0.95 * len(layers)), layout="constrained")
+    grid = figure.subplots(len(layers), 3, squeeze=False, width_ratios=(FILE_PANELS, FILE_PANELS, 2))
+    for axes, heading in zip(grid[0], ("E", "E − E₀: learnt", "its root mean square"), strict=True):
+        axes.set_title(heading, fontsize=9)
+    for (left, middle, right), (name, embedding) in zip(grid, layers.items(), strict=True):
+        learnt = embedding - begun[name]
+        _draw_panels(left, embedding)
+        _draw_panels(middle, learnt)
+        figure.colorbar(right.imshow(strength(learnt).numpy(), cmap="viridis", vmin=0), ax=right)
+        sides = " × ".join(map(str, embedding.shape[2:]))
+        left.set_ylabel(f"{name}\n{sides}", rotation="horizontal", ha="right", va="center")
+        right.set_xlabel(f"reach {reach(learnt):.1f}, r {correlation(embedding, begun[name]):.2f}", fontsize=8)
+        for axes in (left, middle, right):
+            axes.set(xticks=[], yticks=[])
+    figure.suptitle(f"{title}\nby offset m − n, a panel for each key channel", fontsize=9)
     return figure
 
 
-def _reach_figure(stages: dict[str, dict[str, Tensor]]) -> Figure:
-    figure = Figure(figsize=(3.2 * len(stages), 3.2), layout="constrained")
-    all_axes = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
-    for axes, (stage, layers) in zip(all_axes, stages.items(), strict=True):
+def _draw_panels(axes: Axes, embedding: Tensor) -> None:
+    most = deepest(embedding, FILE_PANELS)
+    axes.imshow(panels(embedding, FILE_PANELS))
+    axes.figure.colorbar(ScalarMappable(Normalize(-most, most), "RdBu_r"), ax=axes)
+
+
+def _reach_figure(stages: Stages, begun: Stages, title: str) -> Figure:
+    figure = Figure(figsize=(max(6.0, 3.2 * len(stages)), 5.6), layout="constrained")
+    grid = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
+    for (above, below), (stage, layers) in zip(grid.T, stages.items(), strict=True):
         for name, embedding in layers.items():
-            far, energy = distances(*embedding.shape[2:]).round().long().flatten(), strength(embedding).square()
-            mean = torch.bincount(far, energy.flatten()) / torch.bincount(far)
-            axes.plot(mean.sqrt().numpy(), marker=".", label=name)
-        axes.set(title=stage, xlabel="distance from n to m, in positions")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
+            above.plot(by_distance(embedding).numpy(), marker=".", label=name)
+            below.plot(by_distance(embedding - begun[stage][name]).numpy(), marker=".")
+        above.axhline(1.0, color="grey", linewidth=0.8, linestyle=":")
+        above.set(title=stage)
+        below.set(xlabel="distance from n to m, in positions", ylim=(0, None))
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(layers) <= 8:
-            axes.legend(fontsize=7)
-    all_axes[0].set_ylabel("root mean square of E (1: as drawn)")
+            above.legend(fontsize=7)
+    grid[0, 0].set_ylabel("E (dotted: as drawn)")
+    grid[1, 0].set_ylabel("E − E₀: learnt")
+    figure.suptitle(f"{title}\nroot mean square by distance", fontsize=9)
     return figure
+
+
+def by_distance(embedding: Tensor) -> Tensor:
+    """E (k, u, *offsets) -> its root mean square at distance 0, 1, … positions, rounded."""
+    far, energy = distances(*embedding.shape[2:]).round().long().flatten(), strength(embedding).square()
+    return (torch.bincount(far, energy.flatten()) / torch.bincount(far)).sqrt()
 
 
 if __name__ == "__main__":

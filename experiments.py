@@ -1,7 +1,7 @@
 """Do the runs that answer the questions of `evidence/questions.py`.
 
     python experiments.py --list                                  # what there is
-    python experiments.py --dry-run --only study                  # what is still to do, and how long it takes here
+    python experiments.py --dry-run --only study     # what is still to do, and how long it takes here; writes nothing
     python experiments.py --only study ladder                     # CIFAR-10, 90 epochs: for a GPU
     python experiments.py --only study --runs lambda baseline --scale 0.08 0.2 --jobs 2      # 7 epochs, 10,000 images
     python report.py                                              # RESULTS.md out of the logs of all the runs
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     conditions = find_conditions(options)
     runs = choose_runs(options, conditions)
     if options.dry_run:
-        dry_run(runs, conditions, options.jobs)
+        dry_run(runs, conditions, options.jobs, options.keep_estimates)
         return 0
     return carry_out_all(runs, conditions, options.jobs, options.keep_checkpoints)
 
@@ -54,7 +54,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="list the experiments and their runs, and leave")
-    add("--dry-run", "--dry_run", action="store_true", help="list what is to do, measure how long it takes, and leave")
+    add(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="list what is to do, measure how long it takes (seconds for each network), and leave; writes nothing",
+    )
+    add("--keep_estimates", action="store_true", help="with --dry-run: keep the hours beside the logs, for report.py")
     add("--only", nargs="+", metavar="NAME", default=list(EXPERIMENTS), help="these experiments (default: all)")
     add("--runs", nargs="+", metavar="PATTERN", default=["*"], help="of their runs those with such a name")
     add("--without", nargs="+", metavar="PATTERN", default=[], help="and not with such a name")
@@ -88,6 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(
             "scale: takes one or two numbers above 0, at most 1: the share of the epochs, that of the images"
         )
+    if options.keep_estimates and not options.dry_run:
+        raise InputError("keep_estimates: takes --dry-run, which measures them")
     if options.jobs < 1:
         raise InputError(f"jobs: {options.jobs} is not allowed; takes a whole number, at least 1")
     return options

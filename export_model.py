@@ -1,12 +1,15 @@
 """Export a trained network, for use without this project: to ONNX, or to PyTorch's own format.
 
-    python export_model.py --checkpoint runs/Lambda/<run> --to model.onnx    # needs: pip install onnx onnxscript
-    python export_model.py --checkpoint runs/Lambda/<run> --to model.pt2     # torch.export.load("model.pt2").module()
+    python export_model.py --checkpoint latest --to model.onnx    # needs: pip install onnx onnxscript
+    python export_model.py --checkpoint latest --to model.pt2     # torch.export.load("model.pt2").module()
 
 A few seconds for λ-ResNet-26, about a minute for λ-ResNet-50 on two CPU cores. The exported network takes `images`, RGB
 pixels in 0..1 as float32 (b, 3, side, side), any number of them and of the run's size; it normalises them itself and
-gives `logits` (b, classes). Its batch norms are folded into the convolutions before them. The names of the classes go
-with it: as the metadata `classes`, in JSON, or `classes.json`.
+gives `logits` (b, classes). Its batch norms are folded into the convolutions before them. What it takes and gives, and
+the names of the classes, go with it: as metadata (`classes`, in JSON, `inputs`, `outputs`, `network`), or `about.json`.
+
+Weights alone (`.pth`) are of use with this project's code only, and lie in the checkpoint already:
+`resnet50_lambda(weights=torch.load(checkpoint, weights_only=True)["training"]["model"], ...)`.
 """
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
@@ -25,27 +28,53 @@ from command_line.errors import InputError, Parser, one_line_errors
 from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
 from run_state.run_folder import shown
-from run_state.trained_network import Classifier, TrainedNetwork, load_network
+from run_state.trained_network import CHECKPOINT_HELP, Classifier, TrainedNetwork, load_network
 
 EXAMPLES = 2  # images that are traced; one would fix the batch
+VIEWS = {  # how a test image becomes so large, by `UserInput.crops`
+    "crop": "the shorter side resized to it, the centre taken",
+    "resized_crop": "the shorter side resized to 256/224 of it, the centre taken",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export what the command line names."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--to", type=Path, required=True, help="the file to write: *.onnx or *.pt2")
     arguments = parser.parse_args(argv)
     save = {".onnx": save_onnx, ".pt2": save_pt2}.get(arguments.to.suffix)
     if save is None:
-        raise InputError(f"to: {arguments.to} is not allowed; takes a file name that ends in .onnx or .pt2")
+        raise InputError(f"to: {arguments.to} is not allowed; {refusal(arguments.to)}")
     network = load_network(arguments.checkpoint)
+    about = describe(network)
+    print(f"exporting {network.title}: seconds, or about a minute for many layers", flush=True)
     try:
-        save(export(network), network.classes, arguments.to)
+        save(export(network), about, arguments.to)
     except OSError as error:
         raise InputError(f"to: {arguments.to} cannot be written ({error.strerror})") from error
+    print(f"{shown(arguments.to)}\n  takes {about['inputs']}\n  gives {about['outputs']}")
+
+
+def refusal(path: Path) -> str:
+    """What is to be typed in place of a file of that name."""
+    if path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        return (
+            "weights alone need this project's code, and lie in the checkpoint already: "
+            'torch.load(checkpoint, weights_only=True)["training"]["model"]; to do without the code, take .onnx or .pt2'
+        )
+    return "takes a file name that ends in .onnx or .pt2"
+
+
+def describe(network: TrainedNetwork) -> dict[str, str]:
+    """What goes with the exported network, in words; the classes in JSON."""
     side = network.args.image_size
-    print(f"{shown(arguments.to)}: images (b, 3, {side}, {side}) -> logits (b, {len(network.classes)})")
+    return {
+        "network": network.title,
+        "inputs": f"images (b, 3, {side}, {side}) float32: RGB in 0..1, not normalised; {VIEWS[network.args.crops]}",
+        "outputs": f"logits (b, {len(network.classes)}) float32, in the order of the classes; softmax gives shares",
+        "classes": json.dumps(network.classes),
+    }
 
 
 def export(network: TrainedNetwork) -> ExportedProgram:
@@ -76,11 +105,12 @@ def avoid_fft(model: nn.Module, images: Tensor) -> None:
         hook.remove()
 
 
-def save_pt2(program: ExportedProgram, classes: tuple[str, ...], path: Path) -> None:
-    torch.export.save(program, path, extra_files={"classes.json": json.dumps(classes)})
+def save_pt2(program: ExportedProgram, about: dict[str, str], path: Path) -> None:
+    content = about | {"classes": json.loads(about["classes"])}
+    torch.export.save(program, path, extra_files={"about.json": json.dumps(content)})
 
 
-def save_onnx(program: ExportedProgram, classes: tuple[str, ...], path: Path) -> None:
+def save_onnx(program: ExportedProgram, about: dict[str, str], path: Path) -> None:
     """Raises InputError: the packages that write ONNX are not installed."""
     try:
         onnx = torch.onnx.export(
@@ -88,7 +118,8 @@ def save_onnx(program: ExportedProgram, classes: tuple[str, ...], path: Path) ->
         )
     except ImportError as error:
         raise InputError(f"to: {path} needs other packages ({error}): pip install onnx onnxscript") from error
-    onnx.model.metadata_props["classes"] = json.dumps(classes)
+    onnx.model.metadata_props.update(about)
+    onnx.model.doc_string = f"{about['inputs']} -> {about['outputs']}"
     onnx.save(path)
 
 

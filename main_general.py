@@ -6,12 +6,20 @@
 
     torchrun --nproc_per_node=2 main_general.py               # two processes, on as many GPUs or on the CPU
 
-A run writes into runs/<Baseline|Lambda>/<date>_lr<lr>_<host>/: watch it with `tensorboard --logdir runs`.
+A run writes into runs/Lambda/lambda50_cifar10_LLLL_imagenet_seed0_<date>_lr0.0005_<host>/, or Baseline/ and so on:
+watch it with `tensorboard --logdir runs`.
 Ctrl-C saves a checkpoint and leaves, as SIGTERM, a closed terminal and an image that cannot be read do; `--resume`
 goes on from there.
 """
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
+import os
+
+from run_state.resumption import load_settings
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    SETTINGS = None if "RANK" in os.environ else load_settings()  # torchrun's processes tell together, once
 
 import math
 import sys
@@ -29,6 +37,7 @@ from acceleration.devices import enough_memory, find_device, peak_memory, reset_
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
 from command_line.console import lasting_console
 from command_line.errors import InputError, one_line_errors
+from command_line.settings import counted
 from data_preprocessing import Data, centre_view, load_data
 from data_sources.fingerprint import differences
 from fine_tuning.transfer import told, transfer
@@ -37,10 +46,10 @@ from model_preparation import MakeModel, Training, build_model, learning_rates, 
 from nntest import evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint
+from run_state.ending import finished_run, network_name, what_next
 from run_state.initial_weights import read_weights
 from run_state.interruption import StopRequest
-from run_state.progress import progress_lines
-from run_state.resumption import load_settings
+from run_state.progress import follow
 from run_state.run_folder import (
     best_file,
     find_launched,
@@ -49,9 +58,9 @@ from run_state.run_folder import (
     has_checkpoint,
     locked,
     make_run_folder,
+    quoted,
     read_config,
     shown,
-    quoted,
 )
 from run_state.saving import Saver
 from scoring.evaluation import Evaluation
@@ -97,6 +106,12 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     Raises:
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
+    if finished := on_main(finished_run, args):
+        folder, state = finished
+        result = summarise(args, folder, state)
+        on_main(print, f"{quoted(folder)} is finished; nothing was done and nothing was changed")
+        on_main(print, "\n".join(last_lines(args, make_model, state, result)))
+        return result
     device = find_device(args.device)
     if args.also_test_in_training_mode and size() > 1:
         raise InputError("also_test_in_training_mode: takes one process, whose batches are those of the study")
@@ -115,8 +130,8 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
             train(args, data, TrainingStep(training), state, log, Saver(folder, args, state, training), stop)
             if state.ended(args):
                 test_once_more(args, data, training, state, stop, log)
-            result = summarise(args, folder, state, stop)
-            report(args, log, state, result)
+            result = summarise(args, folder, state, stop.signal)
+            report(args, log, state, result, make_model)
     return result
 
 
@@ -133,11 +148,12 @@ def train(
     bar = tqdm(None, "epochs", args.last_epoch, False, initial=state.epochs_done, disable=hide_bar())
     with bar:
         while not state.ended(args):
-            tests = run_epoch(args, data, step, state, saver, stop)
+            tests = run_epoch(args, data, step, state, saver, stop, log)
             with stop.keeping_errors():
                 if tests:
                     tell_epoch(args, log, state, tests)
                     bar.update()
+                    bar.set_postfix_str(f"top-1 {tests['test'].top1:.2f} % (test)")
             due = bool(tests) and saver.due_by_epochs()
             if stop() or due or state.is_best or saver.due_by_minutes():
                 saver.save()
@@ -162,7 +178,7 @@ def open_folder(args: UserInput) -> Path:
     group = group_folder(args.runs_path, args.model)
     if args.resume is not None:
         return find_run(group, args.resume_path)
-    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args.initial_lr)
+    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args)
 
 
 def begin_or_resume(
@@ -178,8 +194,8 @@ def begin_or_resume(
     state, lines = load_checkpoint(folder, args, training)
     lines += other_counts(state.config["data"], data)
     log = open_log(folder, state, data)
-    steps = state.progress.steps
-    log.say("\n".join([*lines, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
+    done = counted(state.epochs_done, "epoch"), counted(state.progress.steps, "step")
+    log.say("\n".join([*lines, f"resumed after {done[0]} and {done[1]} of the next"]))
     return state, log
 
 
@@ -208,7 +224,13 @@ def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
 
 
 def run_epoch(
-    args: UserInput, data: Data, step: TrainingStep, state: RunState, saver: Saver, stop: StopRequest
+    args: UserInput,
+    data: Data,
+    step: TrainingStep,
+    state: RunState,
+    saver: Saver,
+    stop: StopRequest,
+    log: RunLog | NoLog,
 ) -> dict[str, Evaluation]:
     """Train and test once and move `state` on; the tests by their names.
 
@@ -221,7 +243,7 @@ def run_epoch(
         data.train,
         epoch,
         state.progress,
-        lambda batches: progress_lines(stop.until(saver.until_due(batches)), args, steps, state, step),
+        lambda batches: follow(stop.until(saver.until_due(batches)), args, steps, state, step, log.point),
     )
     if state.progress.steps < steps:
         return {}
@@ -305,7 +327,7 @@ def total_seconds(state: RunState) -> float:
     return sum(row["train_seconds"] + row["test_seconds"] for row in state.rows)
 
 
-def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest) -> RunResult:
+def summarise(args: UserInput, folder: Path, state: RunState, stopped_by: int | None = None) -> RunResult:
     """The figures of a run that is done, or stopped."""
     data = state.config["data"]
     none = {"epoch": 0} | dict.fromkeys(
@@ -324,42 +346,48 @@ def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest)
         best_top1=best[judge],
         seconds=total_seconds(state),
         images_per_second=state.epochs_done * data["train_images"] / train_seconds if train_seconds else 0.0,
-        stopped_by=None if state.ended(args) else stop.signal,
+        stopped_by=None if state.ended(args) else stopped_by,
     )
 
 
-def report(args: UserInput, log: RunLog | NoLog, state: RunState, result: RunResult) -> None:
+def report(args: UserInput, log: RunLog | NoLog, state: RunState, result: RunResult, make_model: MakeModel) -> None:
     """Say what the run came to, and what to do next."""
     if not state.ended(args):
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {quoted(result.folder)}")
         return
     log.end()
-    lowest = state.lowest_loss
-    if lowest and state.out_of_patience(args):
-        log.say(
-            f"ended after {result.epochs} of {args.epochs} epochs, since the validation loss has not fallen for "
-            f"{args.patience} (lowest: {lowest['validation_loss']:.4f}, epoch {lowest['epoch']}); go on all the same "
-            f"with: --resume {quoted(result.folder)} --patience none"
-        )
-    elif result.epochs < args.epochs:
-        log.say(
-            f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
-            f"--resume {quoted(result.folder)} --stop_after none"
-        )
+    log.say("\n".join(last_lines(args, make_model, state, result)))
+
+
+def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: RunResult) -> list[str]:
+    """What a run that is done came to, and what to type next."""
+    name = network_name(args) if make_model is build_model else "the network"
+    lines = [
+        f"{name} on {args.dataset}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, "
+        f"{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s, {result.images_per_second:.0f} images/s"
+    ]
     if best_file(result.folder).exists():
         best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
-        log.say(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
-    board = args.runs_path if result.folder.is_relative_to(args.runs_path) else result.folder  # the run was moved
-    log.say(
-        f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
-        f"{result.images_per_second:.0f} images/s\n{quoted(result.folder)}\ntensorboard --logdir {quoted(board)}"
-    )
+        lines.append(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
+    run, lowest = quoted(result.folder), state.lowest_loss
+    if lowest and state.out_of_patience(args):
+        lines.append(
+            f"ended after {result.epochs} of {args.epochs} epochs, since the validation loss has not fallen for "
+            f"{args.patience} (lowest: {lowest['validation_loss']:.4f}, epoch {lowest['epoch']}); go on all the same "
+            f"with: python main_general.py --resume {run} --patience none"
+        )
+    elif result.epochs < args.epochs:
+        lines.append(
+            f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
+            f"python main_general.py --resume {run} --stop_after none"
+        )
+    return lines + what_next(args, result.folder)
 
 
 if __name__ == "__main__":
     with world(), one_line_errors():
         try:
-            outcome = main(on_main(load_settings))
+            outcome = main(SETTINGS or on_main(load_settings))
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell reports an end by SIGINT
     sys.exit(0 if outcome.stopped_by is None else 128 + outcome.stopped_by)

@@ -1,27 +1,33 @@
 """Say what a trained network sees in images of your own.
 
-    python predict.py cat.jpg holiday --checkpoint runs/Lambda/<run> --csv seen.csv
+    python predict.py cat.jpg holiday --checkpoint latest --out seen.csv
 
     image                 class                confidence
-    cat.jpg               cat                     93.10 %
-                          dog                      4.25 %
+    cat.jpg               cat                     93.10 %  ###################
+                          dog                      4.25 %  #
 
-Files, or folders with all the images in and below them. The reader is that of the training, so a file of the run's test
-is seen as the test saw it: photographs are turned as their EXIF data say, animations give their first picture, what is
-transparent lies on white, more than 8 bits are scaled. Of any size, the network sees what it saw of a test image. A
-confidence is the share that the softmax gives to a class; it is not the chance of being right, and an image of no class
-that the network knows gets one too.
+Files, or folders with all the images in and below them. `latest` is the newest run in the runs' folder that
+`user_input.py` names. An image that cannot be read is told, the others go on, and the exit code is 1.
+
+The reader is that of the training, so a file of the run's test is seen as the test saw it: photographs are turned as
+their EXIF data say, animations give their first picture, what is transparent lies on white, more than 8 bits are
+scaled. Of any size, the network sees what it saw of a test image. A confidence is the share that the softmax gives to a
+class; it is not the chance of being right, and an image of no class that the network knows gets one too.
 """
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from command_line import errors
@@ -29,48 +35,73 @@ from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import printable
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
-from run_state.trained_network import TrainedNetwork, load_network
+from run_state.confusion import labels
+from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
 
 BATCH = 32  # images that the network sees at once
+BAR = 20  # characters for a confidence of 100 %
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+MOST_PICTURED, ACROSS = 24, 3  # images in a picture, and beside one another
 
 Predictions = list[tuple[str, float]]  # classes, the likeliest first, each with its share in 0..1
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a table of the images that the command line names."""
+class Seen(NamedTuple):
+    """A file, what the network saw of it (s × s pixels), and what it said."""
+
+    path: str
+    view: Image.Image
+    predictions: Predictions
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table of the images that the command line names; the exit code is 1 where one could not be read."""
     arguments = read_arguments(argv)
     network = load_network(arguments.checkpoint)
     paths = image_paths(arguments.images)
-    names = [printable(path) for path in paths]
-    widths = [max(map(len, words)) for words in (["image", *names], ["class", *network.classes])]
-    row = f"{{:{widths[0]}}}  {{:{widths[1]}}}  {{:>10}}".format
+    widths = [max(map(len, words)) for words in (["image", *map(printable, paths)], ["class", *network.classes])]
+    row = f"{{:{widths[0]}}}  {{:{widths[1]}}}  {{:>10}}  {{}}".format
     found: list[tuple[str, Predictions]] = []
-    print(row("image", "class", "confidence"))
-    for path, predictions in predict_files(network, paths, arguments.top, arguments.batch_size, arguments.skip_bad):
-        name = printable(path)
-        found.append((name, predictions))
-        for label, confidence in predictions:
-            print(row(name, label, f"{100 * confidence:.2f} %"))
+    pictured: list[Seen] = []
+    print(row("image", "class", "confidence", "").rstrip())
+    for seen in predict_files(network, paths, arguments.top, arguments.batch_size):
+        name = printable(seen.path)
+        found.append((name, seen.predictions))
+        pictured += [seen] if len(pictured) < MOST_PICTURED else []
+        for label, share in seen.predictions:
+            print(row(name, label, f"{100 * share:.2f} %", "█" * round(BAR * share)).rstrip())
             name = ""
-    if len(found) < len(paths):
-        print(f"{len(paths) - len(found)} of {len(paths)} images skipped")
-    if arguments.csv:
-        write_csv(arguments.csv, found)
+    for path in arguments.out:
+        write(path, found, pictured, network)
+    bad = len(paths) - len(found)
+    if bad:
+        print(f"{bad} of {len(paths)} images could not be read")
+    return min(bad, 1)
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """What the command line says; raises `InputError` for what it must not say."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="image files, and folders of them")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--top", type=int, default=3, help="how many classes to name for each image (default: 3)")
     parser.add_argument("--batch_size", type=int, default=BATCH, help=f"images seen at once (default: {BATCH})")
-    parser.add_argument("--skip_bad", action="store_true", help="go on past images that cannot be read, and name them")
-    parser.add_argument("--csv", type=Path, help="a file to write the same table to: image, class, confidence")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the same to a file as well: *.csv for the table, *.png, *.jpg, *.pdf or *.svg for a picture of the "
+        f"first {MOST_PICTURED} images with their bars; may be given twice",
+    )
     arguments = parser.parse_args(argv)
     for name in ("top", "batch_size"):
         if getattr(arguments, name) < 1:
             raise InputError(f"{name}: {getattr(arguments, name)} is not allowed; takes a whole number, at least 1")
+    for path in arguments.out:
+        if path.suffix.lower() not in (".csv", *PICTURES):
+            raise InputError(f"out: {path} is not allowed; takes a name that ends in .csv, {', '.join(PICTURES)}")
     return arguments
 
 
@@ -101,26 +132,26 @@ def image_paths(given: Sequence[Path]) -> list[str]:
 
 
 def predict_files(
-    network: TrainedNetwork, paths: Sequence[str], top: int = 3, batch_size: int = BATCH, skip_bad: bool = False
-) -> Iterator[tuple[str, Predictions]]:
-    """Each file and what the network sees in it, `batch_size` at once.
+    network: TrainedNetwork, paths: Sequence[str], top: int = 3, batch_size: int = BATCH
+) -> Iterator[Seen]:
+    """What the network sees in each file, `batch_size` at once; a line on standard error tells of one left out.
 
     Raises:
-        InputError: one cannot be read; with `skip_bad` a line on standard error names it, and it is left out.
+        InputError: memory does not suffice for an image.
     """
     for first in range(0, len(paths), batch_size):
         read: list[str] = []
-        images: list[Image.Image] = []
+        views: list[Image.Image] = []
         for path in paths[first : first + batch_size]:
             try:
-                images.append(network.view(read_image(path, network.whites, "images")))
+                views.append(network.view(read_image(path, network.whites, "images")))
                 read.append(path)
             except InputError as error:
-                if not (skip_bad and is_bad(error)):
+                if not is_bad(error):
                     raise
-                errors.tell(f"skipped: {str(error).removeprefix('images: ')}")
-        if images:
-            yield from zip(read, predict_views(network, images, top), strict=True)
+                errors.tell(f"left out: {str(error).removeprefix('images: ')}")
+        if views:
+            yield from map(Seen, read, views, predict_views(network, views, top))
 
 
 def predict(network: TrainedNetwork, image: Image.Image, top: int = 3) -> Predictions:
@@ -138,17 +169,49 @@ def predict_views(network: TrainedNetwork, images: Sequence[Image.Image], top: i
     return [[(network.classes[i], share) for i, share in zip(*row, strict=True)] for row in rows]
 
 
-def write_csv(path: Path, found: Sequence[tuple[str, Predictions]]) -> None:
-    """Write a row for each image and each of its likeliest classes; raises `InputError` where it cannot be."""
+def write(path: Path, found: Sequence[tuple[str, Predictions]], seen: Sequence[Seen], network: TrainedNetwork) -> None:
+    """Write the whole table, or the picture of the first images, as the path's ending says.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
+        if path.suffix.lower() != ".csv":
+            picture(seen, network).savefig(path, dpi=110)
+            return
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "class", "confidence"])
             writer.writerows((name, label, f"{share:.6f}") for name, shares in found for label, share in shares)
     except OSError as error:
-        raise InputError(f"csv: {path} cannot be written ({error.strerror})") from error
+        raise InputError(f"out: {path} cannot be written ({error.strerror})") from error
+
+
+def picture(seen: Sequence[Seen], network: TrainedNetwork) -> Figure:
+    """Each image as the network saw it, and bars of its confidences."""
+    shown = dict(zip(network.classes, labels(network.classes), strict=True))
+    down = max(1, -(-len(seen) // ACROSS))
+    figure = Figure(figsize=(4 * ACROSS, 0.5 + 1.5 * down), layout="constrained")
+    figure.suptitle(network.title, fontsize=9)
+    grid = figure.subplots(down, 2 * ACROSS, squeeze=False, width_ratios=(2, 3) * ACROSS).reshape(-1, 2)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for (left, right), one in zip(grid, seen, strict=False):
+        left.imshow(np.array(one.view))
+        (name,) = labels([Path(printable(one.path)).name])
+        left.set_title(name if len(name) <= 24 else f"{name[:23]}…", fontsize=7)
+        _draw_bars(right, [(shown[label], share) for label, share in one.predictions])
+    return figure
+
+
+def _draw_bars(axes: Axes, predictions: Predictions) -> None:
+    places = range(len(predictions))
+    axes.barh(places, [share for _, share in predictions], color="#56B4E9")
+    axes.set(xlim=(0, 1), ylim=(max(3, len(predictions)) - 0.4, -0.6))
+    for place, (label, share) in zip(places, predictions, strict=True):
+        axes.text(0.02, place, f"{label}  {100 * share:.1f} %", va="center", fontsize=8)
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        sys.exit(main())

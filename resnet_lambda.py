@@ -51,8 +51,9 @@ def build_lambda_resnet(
     """A λ-ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
-        depth, stem, resnet_options: as for `resnet.build_resnet`. Where a stride is replaced with a dilation, a local
-            scope grows so as to reach as far as it would. `norm_layer` makes the norms of queries and values, too.
+        depth, stem, resnet_options (such as `width`): as for `resnet.build_resnet`. Where a stride is replaced with a
+            dilation, a local scope grows so as to reach as far as it would. `norm_layer` makes the norms of queries and
+            values, too.
         stages: `C` or `L` for each of the stages c2 to c5.
         image_size: side, or height and width, of the images; the largest, for a global position context.
         share_embeddings: one position embedding for all the layers of a stage.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from acceleration.fast_layers import keep_freed_memory
 from benchmarks.measuring import MEMORY_HOW, measure, peak_memory
 from lambda_layer import LambdaLayer
-from lambda_ops.rule import COSTS, Way, choose_way, cost
+from lambda_ops.rule import COSTS, Way, choose_way, cost, device_kind
 from lambda_ops.sizes import Size
 from lambda_ops.tiles import Tiling
 
@@ -44,6 +44,17 @@ class Case(NamedTuple):
         return (self.side,) * 2, sides, layer.heads, layer.key_depth, layer.value_depth, layer.intra_depth
 
 
+# What the names of the rows mean; with a tile, `4x4` are the positions whose context is fetched at once
+LEGEND = {
+    "chosen": "the layer as it is: the way that the rule takes for these sizes",
+    "attention": "queries · embedding first, then · values",
+    "lambda": "position lambdas first (embedding · values), then queries · lambdas",
+    "convolution": "position lambdas by a 2-D convolution of the values",
+    "fourier": "position lambdas in frequencies along one axis",
+    "fft": "position lambdas by a 2-D fast Fourier transform",
+    "einsum": "beside it: the paper's listing, its embedding (n, m, k, u) given",
+    "conv3d": "beside it: position lambdas by a 3-D convolution",
+}
 SCOPES = (7, 23, None)
 CASES = [
     *(Case(side, dim, scope) for side, dim in ((8, 64), (8, 512)) for scope in (7, None)),
@@ -124,8 +135,7 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     layer = case.layer().to(device)
     size, _, _, k, v, u = arguments = case.rule_arguments(layer)
     n = math.prod(size)
-    kind = device.type
-    chosen = chosen_ways(arguments, kind)
+    chosen, kind = chosen_ways(arguments, device.type), device_kind(device.type)
     estimated = lambda way, backward: cost(way, *arguments, costs=COSTS[kind, backward])  # noqa: E731
     modules: dict[str, nn.Module] = {"chosen": layer}
     left_out: dict[str, str] = {}
@@ -138,12 +148,12 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
         else:
             modules[way_name(way)] = forced(layer, way)
     products = batch * n * k * v * u
-    if products * n > MOST_PRODUCTS[kind] or n * n * k * u > MOST_EMBEDDING:
+    if products * n > MOST_PRODUCTS[device.type] or n * n * k * u > MOST_EMBEDDING:
         left_out["einsum"] = f"{products * n / 1e9:.1f} G products, E of {n * n * k * u / 2**18:.0f} MiB"
     else:
         modules["einsum"] = EinsumLambda(layer, case).to(device)
     table = math.prod(relative_embedding(layer).shape[2:])
-    if products * table > MOST_PRODUCTS[kind]:
+    if products * table > MOST_PRODUCTS[device.type]:
         left_out["conv3d"] = f"{products * table / 1e9:.1f} G products"
     else:
         modules["conv3d"] = Conv3dLambda(layer)
@@ -200,6 +210,7 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
     if device.type == "cpu":
         keep_freed_memory()
     results = []
+    print_legend()
     for case in QUICK_CASES if quick else CASES:
         batch = max(2, POSITIONS[device.type] // case.side**2)
         functions, left_out = layer_rows(case, device, batch)
@@ -230,6 +241,7 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
         "dtype": "float32",
         "unit": "milliseconds per batch: median, lower and upper quartile",
         "memory": MEMORY_HOW[device.type],
+        "kind": device_kind(device.type),
         "summary": summary,
         "cases": results,
     }
@@ -238,6 +250,12 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
 def case_name(result: dict) -> str:
     scope = f"r={result['scope']}" if result["scope"] else "global"
     return f"{result['side']}x{result['side']} d={result['dim']} {scope} u={result['intra_depth']}"
+
+
+def print_legend() -> None:
+    print("Ways of computing the layer, each with the same result; median (quartiles) of a batch:")
+    for name, meaning in LEGEND.items():
+        print(f"  {name:12} {meaning}")
 
 
 def print_case(result: dict) -> None:

@@ -17,6 +17,7 @@ from acceleration.devices import describe_device
 from command_line.paths import PROJECT
 
 FOLDER = PROJECT / "results" / "benchmarks"
+QUICK_FOLDER = PROJECT / "results" / "quick"  # which Git ignores
 MEMORY_HOW = {
     "cpu": "highest sum of PyTorch's CPU allocations less frees during one forward + backward (profiler's "
     "memory events); parameters, the input and scratch memory inside MKL and oneDNN not counted",
@@ -94,12 +95,15 @@ def silent_standard_error() -> Iterator[None]:
         os.close(nowhere)
 
 
-def write_report(name: str, command: str, device: torch.device, content: dict) -> Path:
-    """The JSON file, with the device and PyTorch's version in its name."""
+def write_report(name: str, quick: bool, device: torch.device, content: dict) -> Path:
+    """The JSON file of a benchmark, with the device and PyTorch's version in its name."""
+    folder = QUICK_FOLDER if quick else FOLDER
+    command = f"python benchmark.py {name}{' --quick' if quick else ''}"
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     report = {"command": command, "device": describe_device(device), "versions": versions, **content}
-    slug = re.sub(r"[^a-z0-9.]+", "-", f"{name} {describe_device(device)} torch {torch.__version__}".lower())
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{slug}.json"
+    computes = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    described = f"{name} {describe_device(device)} {computes} torch {torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{re.sub(r'[^a-z0-9.]+', '-', described.lower())}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return path

@@ -59,6 +59,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no graph": {"cuda_graph": False},
 }
 IMAGES = 12_800  # in memory, of the augmented rows
+# What stands beneath a table
+MATRIX_RATE = (
+    "of matrix rate: operations of a step by its time, as a share of {rate:,.0f} GFLOP/s,\n"
+    "  which one large matrix product in {precision} reaches on this machine"
+)
+ABOVE = (
+    "\n  * more than all of it: convolutions may take fewer operations than are counted (Winograd's way),"
+    "\n    or the machine was slower while the product was timed"
+)
 COMPARED = dict.fromkeys(OURS, "torchvision's ResNet-50") | {"λ-ResNet-50": "the study's λ-ResNet-50"}
 
 
@@ -299,15 +308,19 @@ def result(row: Row, description: Description, times: list[float]) -> dict[str, 
 def print_rows(results: list[dict[str, Any]], rates: dict[str, float]) -> None:
     """A table for people."""
     first = results[0]
+    rate = rates[first["precision"]]
     print(f"\n{first['stem']} stem, batch {first['batch_size']}, {first['precision']}")
     print(f"  {'':34}{'step ms':>22}{'images/s':>10}{'peak MiB':>10}{'GFLOP':>8}{'of matrix rate':>16}")
+    above = ""
     for row in sorted(results, key=lambda row: row["step_ms"]["median"]):
         spread = "{median:.1f} ({low:.1f} to {high:.1f})".format(**row["step_ms"])
-        share = row["flops"] / row["step_ms"]["median"] * 1e3 / rates[row["precision"]]
+        share = row["flops"] / row["step_ms"]["median"] * 1e3 / rate
+        above = ABOVE if share > 1 else above
         print(
             f"  {row['name']:34}{spread:>22}{row['images_per_second']:>10.0f}{row['peak_memory_mib']:>10.0f}"
-            f"{row['flops'] / 1e9:>8.1f}{share:>16.0%}"
+            f"{row['flops'] / 1e9:>8.1f}{f'{share:.0%}' + '*' * (share > 1):>16}"
         )
+    print(f"  {MATRIX_RATE.format(rate=rate / 1e9, precision=first['precision'])}{above}")
 
 
 def compare(results: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -9,7 +9,18 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 # how a console is told what its encoding has not; any other character comes as \x.., \u.... or \U........
-SPELLED = {"λ": "lambda", "×": "x", "…": "...", "→": "->", "±": "+-", "−": "-", "–": "-", "·": "*", "γ": "gamma"}
+SPELLED = {
+    "λ": "lambda",
+    "×": "x",
+    "…": "...",
+    "→": "->",
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "·": "*",
+    "γ": "gamma",
+    "█": "#",
+}
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:

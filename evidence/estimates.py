@@ -16,8 +16,8 @@ from acceleration.distributed import hide_bar
 from benchmarks.measuring import seconds
 from data_preprocessing import class_count, training_count
 from evidence.processes import state, threads
-from evidence.questions import Experiment
-from evidence.runs import Conditions, Run
+from evidence.questions import EXPERIMENTS, Experiment
+from evidence.runs import Conditions, Run, Variation
 from model_preparation import prepare_training
 from nntrain import TrainingStep
 from run_state.checkpoints import write_atomically
@@ -27,10 +27,10 @@ ESTIMATES = "estimates.json"
 CPU_BATCH = 16  # images in a measured step with the cifar stem on a CPU, whose steps take seconds and many GiB
 
 
-def dry_run(runs: dict[Run, str], conditions: Conditions, jobs: int) -> None:
-    """Print what is to do and how long it takes here, and keep the estimate for the report."""
+def dry_run(runs: dict[Run, str], conditions: Conditions, jobs: int, keep: bool = False) -> None:
+    """Print what is to do and how long it takes here; `keep` writes that beside the runs, for the report."""
     with _threads(threads(conditions, jobs)):
-        _measure_and_tell(runs, conditions, jobs)
+        _measure_and_tell(runs, conditions, jobs, keep)
 
 
 @contextmanager
@@ -44,37 +44,63 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _measure_and_tell(runs: dict[Run, str], conditions: Conditions, jobs: int) -> None:
+def _measure_and_tell(runs: dict[Run, str], conditions: Conditions, jobs: int, keep: bool) -> None:
     device = torch.device(conditions.device)
-    variations = list(dict.fromkeys(run.variation for run in runs))
     first = {run.variation: run for run in reversed(runs)}
-    estimates = {}
-    for variation in tqdm(variations, "measuring", leave=False, disable=hide_bar()):
-        estimates[variation.name] = estimate(first[variation], device)
-    width = max(len(variation.name) for variation in variations)
-    print(f"{'run':{width}}{'seeds: done':>12}{'to do':>7}{'epochs':>8}{'s / epoch':>11}{'h / run':>9}")
+    estimates = _estimates(dict.fromkeys(run.variation for run in runs), first, device)
+    labels = {variation: _label(variation, runs[first[variation]]) for variation in estimates}
+    width = max(7, *map(len, labels.values()))
+    print(
+        f"{'network':{width}}{'seeds: done':>13}{'to do':>7}{'epochs':>8}{'an epoch':>11}{'a run':>11}"
+        "   name for --runs"
+    )
     total = 0.0
-    for variation in variations:
+    for variation, each in estimates.items():
         states = [state(run) for run in runs if run.variation == variation]
         to_do = sum(name in ("to do", "cut off") for name in states)
-        epochs, each = first[variation].args.epochs, estimates[variation.name]
-        hours = epochs * each / 3600
-        total += 0.0 if math.isnan(hours) else to_do * hours
-        print(f"{variation.name:{width}}{len(states) - to_do:>12}{to_do:>7}{epochs:>8}{each:>11.1f}{hours:>9.2f}")
+        epochs = first[variation].args.last_epoch
+        total += 0.0 if math.isnan(each) else to_do * epochs * each
+        print(
+            f"{labels[variation]:{width}}{len(states) - to_do:>13}{to_do:>7}{epochs:>8}"
+            f"{duration(each):>11}{duration(epochs * each):>11}   {variation.name}"
+        )
     shared = f", {jobs} at once" if jobs > 1 else ""
-    cpu = conditions.device == "cpu"
     # several runs on a GPU may be done sooner than one after the other, and never much later
-    together = jobs if cpu else 1
-    print(f"about {total / together:.1f} h on {describe_device(device)}{shared}; nan: it does not fit into memory")
-    content = {
-        "device": describe_device(device),
-        "jobs": jobs,
-        "hours_per_run": {
-            variation.name: first[variation].args.epochs * estimates[variation.name] / 3600 / together
-            for variation in variations
-        },
-    }
-    _keep_estimates(conditions.folder / ESTIMATES, content)
+    together = jobs if conditions.device == "cpu" else 1
+    print(f"about {duration(total / together)} in all on {describe_device(device)}{shared}")
+    if keep:
+        hours = {v.name: first[v].args.last_epoch * each / 3600 / together for v, each in estimates.items()}
+        content = {"device": describe_device(device), "jobs": jobs, "hours_per_run": hours}
+        _keep_estimates(conditions.folder / ESTIMATES, content)
+
+
+def _estimates(
+    variations: Iterable[Variation], first: dict[Variation, Run], device: torch.device
+) -> dict[Variation, float]:
+    """Seconds of an epoch of each, behind a bar that names the one that is measured."""
+    found = {}
+    with tqdm(list(variations), "measuring", leave=False, disable=hide_bar()) as bar:
+        for variation in bar:
+            bar.set_postfix_str(variation.name)
+            found[variation] = estimate(first[variation], device)
+    return found
+
+
+def _label(variation: Variation, experiment: str) -> str:
+    """What the experiment calls it, such as `stage_1: R`."""
+    names = [label for label, other in EXPERIMENTS[experiment].variations.items() if other == variation]
+    return f"{experiment}: {names[0]}"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3.4 min`, `5.6 h`, `780 h`; of nan, that it does not fit into memory."""
+    if math.isnan(seconds):
+        return "no memory"
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 1.5 * size or unit == "s":
+            count = seconds / size
+            break
+    return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.1f} {unit}"
 
 
 def _keep_estimates(path: Path, content: dict[str, Any]) -> None:

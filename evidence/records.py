@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from log_data import CONFUSION
-from run_state.run_folder import CONFIG, METRICS, checkpoint_files, read_config
+from run_state.run_folder import CONFIG, CONFUSION, METRICS, checkpoint_files, read_config
 
 FAILURE = "failure.json"
 
@@ -61,7 +60,9 @@ def read_record(folder: Path) -> Record | None:
         return None
     path = folder / FAILURE
     failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return Record(configs[-1].parent, read_config(configs[-1].parent), read_rows(configs[-1].parent), failure)
+    config = read_config(configs[-1].parent)
+    config["device"] = config["device"].replace(", 1 threads", ", 1 thread")  # as earlier versions wrote
+    return Record(configs[-1].parent, config, read_rows(configs[-1].parent), failure)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

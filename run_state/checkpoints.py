@@ -171,7 +171,7 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
             unfinished.unlink()
     lines: list[str] = []
     config, newest = read_config(folder), None
-    _agree(args, config, folder)
+    agree(args, config, folder)
     read = partial(_read_sound, identity=config["id"], args=args, training=training)
     for path in reversed(checkpoint_files(folder)):
         if newest := read(path, lines):
@@ -187,7 +187,8 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     return newest, lines + _mend_best(folder, newest, best, read)
 
 
-def _agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
+def agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
+    """Raise `InputError` where the settings that define a run's figures are not those that `source` has."""
     if differences := contradictions(args, saved_settings(config, source)):
         raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
 
@@ -200,7 +201,7 @@ def _read_sound(
         saved = read_checkpoint(path)
         if saved["config"]["id"] != identity:
             raise InputError("it is another run's")
-        _agree(args, saved["config"], path)
+        agree(args, saved["config"], path)
         check_form(saved, training)
         _restore(saved, training)
     except Exception as error:  # a damaged file fails in whichever way its bytes happen to

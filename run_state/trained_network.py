@@ -1,6 +1,7 @@
 """A trained network for use: from any checkpoint, with its classes and what its images have to go through."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,21 @@ from data_sources.normalisation import Normalisation
 from data_sources.pixels import Whites
 from model_preparation import build_model
 from run_state.checkpoints import read_checkpoint
-from run_state.run_folder import CHECKPOINTS, best_file, checkpoint_files
+from run_state.run_folder import (
+    CHECKPOINTS,
+    GROUPS,
+    best_file,
+    checkpoint_files,
+    find_run,
+    group_folder,
+    read_config,
+    shown,
+)
 from run_state.saved_settings import saved_settings
 from user_input import UserInput
+
+LATEST = Path("latest")
+CHECKPOINT_HELP = "a checkpoint, a run's folder, or latest: the newest run in the runs' folder of user_input.py"
 
 
 @dataclass(frozen=True)
@@ -35,15 +48,32 @@ class TrainedNetwork:
     file: Path  # the checkpoint
     config: dict[str, Any]  # what the run says of itself, as in config.json
 
+    @property
+    def title(self) -> str:
+        """Such as `λ-ResNet-50, digits, after epoch 5, Nov25_12-09-29_lr0.0005_host`."""
+        run = self.file.absolute().parent.parent if self.file.parent.name == CHECKPOINTS else self.file
+        kind = "λ-ResNet" if self.args.model == "lambda" else "ResNet"
+        return f"{kind}-{self.args.depth}, {self.args.dataset}, after epoch {self.epochs_done}, {run.name}"
+
+    def as_drawn(self) -> nn.Module:
+        """The network as it was before its first step: drawn once more, by the run's seed."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.args.seed)
+            return build_model(self.args, len(self.classes))
+
 
 def load_network(path: Path) -> TrainedNetwork:
     """The network of a checkpoint, or of the newest sound one of a run: its folder, or that of its checkpoints.
 
-    No code of the file is run. A line on standard error tells of a checkpoint that was passed over.
+    `latest` is the newest run. No code of the file is run. A line on standard error tells which run was taken for the
+    newest, and of a checkpoint that was passed over.
 
     Raises:
         InputError: there is none, or none of this project.
     """
+    if path == LATEST and not path.exists():
+        path = latest_run(UserInput().runs_path)
+        errors.tell(f"latest: {shown(path)}")
     if not path.is_dir():
         return _load(path)
     folder = path.absolute().parent if path.name == CHECKPOINTS else path
@@ -56,6 +86,21 @@ def load_network(path: Path) -> TrainedNetwork:
                 raise
             errors.tell(f"{newest.name} was passed over: {str(error).removeprefix('checkpoint: ')}")
     raise InputError(f"checkpoint: {path} holds no checkpoint; takes a file epoch<number>.pt, or a run's folder")
+
+
+def latest_run(runs: Path) -> Path:
+    """The folder of the run that began last, of either model.
+
+    Raises:
+        InputError: there is none with a checkpoint.
+    """
+    newest = []
+    for model in GROUPS:
+        with suppress(InputError):  # there is none of this model
+            newest.append(find_run(group_folder(runs, model)))
+    if not newest:
+        raise InputError(f"checkpoint: latest is no run, since there is none with a checkpoint in {runs}")
+    return max(newest, key=lambda folder: str(read_config(folder).get("started")))
 
 
 def _load(path: Path) -> TrainedNetwork:

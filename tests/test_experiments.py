@@ -2,24 +2,28 @@
 
 import dataclasses
 import json
+import math
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import set_defaults
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import experiments
-import log_data
 import main_general
 from command_line.errors import InputError
+from evidence import estimates
+from evidence.estimates import duration
 from evidence.networks import (
     NETWORKS,
     LinearAttention2d,
     LocalSelfAttention2d,
     plain_content,
 )
+from evidence.pinned import PINNED, pinned
 from evidence.processes import facts, state
 from evidence.questions import EXPERIMENTS, Experiment
 from evidence.records import read_record
@@ -27,6 +31,7 @@ from evidence.runs import Conditions, Run, carry_out, vary
 from experiments import choose_runs, find_conditions, parse
 from lambda_layer import content_output
 from model_preparation import build_model
+from run_state import board
 from user_input import UserInput
 
 CLASSES = 10
@@ -65,6 +70,21 @@ def test_every_variation_can_be_run_and_has_a_name_of_its_own(conditions: Condit
         assert variation.make_model in (build_model, *NETWORKS.values())
 
 
+def test_an_edited_default_changes_no_experiment(conditions: Conditions) -> None:
+    runs = [Run(variation, 0, conditions) for each in EXPERIMENTS.values() for variation in each.variations.values()]
+    before = [run.args for run in runs]
+    assert vars(UserInput()) == pinned() == PINNED, "a new setting is pinned in evidence/pinned.py, at what runs had"
+    try:
+        set_defaults(dict.fromkeys(PINNED, "edited"))  # which no setting allows
+        with pytest.raises(InputError, match="edited is not allowed"):
+            UserInput()
+        assert [Run(run.variation, 0, conditions).args for run in runs] == before
+        assert vary(stages="LLLL", heads=4) == vary()
+        assert vary(stages="CCCC").name == "baseline"
+    finally:
+        set_defaults(PINNED)
+
+
 def test_runs_are_chosen_seed_by_seed_and_once_each(tmp_path: Path) -> None:
     options = parse(f"--only study ladder --without *cifar* --seeds 4 2 --dataset digits --runs_dir {tmp_path}".split())
     runs = choose_runs(options, find_conditions(options))
@@ -92,6 +112,7 @@ def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
         ("--scale 0", "scale: takes one or two numbers above 0, at most 1"),
         ("--scale .1 .1 .1", "scale: takes one or two numbers"),
         ("--jobs 0", "jobs: 0 is not allowed"),
+        ("--keep_estimates", "keep_estimates: takes --dry-run"),
         ("--dataset imagefolder", "data_name: an imagefolder has no name"),
         ("--dataset digits --runs resnet", "runs: no run is called resnet"),
         ("--seeds one", "invalid int value: 'one'"),
@@ -144,9 +165,9 @@ def test_a_run_killed_before_its_confusion_matrix_is_finished_and_keeps_no_pictu
     assert state(run) == "done"
     folder = run.record().folder
     drawn = EventAccumulator(str(folder)).Reload()
-    log_data.drop_embeddings(folder)
+    board.drop_embeddings(folder)
     kept = EventAccumulator(str(folder)).Reload()
-    left = [tag for tag in drawn.Tags()["images"] if not tag.startswith("position embeddings/c")]
+    left = [tag for tag in drawn.Tags()["images"] if not tag.startswith("visuals/position embeddings c")]
     assert 0 < len(left) < len(drawn.Tags()["images"])
     assert kept.Tags() == drawn.Tags() | {"images": left}
     assert kept.Scalars("loss/train") == drawn.Scalars("loss/train")
@@ -171,9 +192,45 @@ def test_a_diverged_run_is_kept_and_not_tried_again(
     words += ["--runs_dir", str(conditions.root)]
     assert experiments.main(words) == 0
     assert "1 runs, 1 of them done" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in conditions.root.rglob("*")}
     assert experiments.main([*words, "--dry-run"]) == 0
-    assert "about 0.0 h" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("odd: diverging ")
+    assert lines[1].split()[2:5] == ["1", "0", "2"]  # seeds done, to do; epochs
+    assert lines[1].endswith(run.variation.name)
+    assert lines[2].startswith("about 0.0 s in all on ")
+    assert {path: path.stat().st_mtime_ns for path in conditions.root.rglob("*")} == before
+    assert experiments.main([*words, "--dry-run", "--keep_estimates"]) == 0
     assert list(json.loads((conditions.folder / "estimates.json").read_text())["hours_per_run"]) == [run.variation.name]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "0.0 s"),
+        (8.04, "8.0 s"),
+        (89, "89 s"),
+        (90, "1.5 min"),
+        (1260, "21 min"),
+        (5400, "1.5 h"),
+        (4e6, "1,111 h"),
+    ],
+)
+def test_times_are_told_in_a_unit_that_shows_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+    assert duration(math.nan) == "no memory"
+
+
+def test_the_time_of_a_run_ends_where_the_run_does(
+    conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(estimates, "measure_epoch", lambda run, device: 360.0)
+    place = dataclasses.replace(conditions, epochs_scale=1.0)
+    run = tiny(place, stop_after=20)
+    monkeypatch.setitem(EXPERIMENTS, "odd", Experiment("?", {"shortened": run.variation}))
+    estimates.dry_run({run: "odd"}, place, jobs=1)
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:-1] == "odd: shortened 0 1 20 6.0 min 2.0 h".split()
 
 
 def test_the_command_line_does_its_runs_in_processes(

@@ -35,7 +35,7 @@ RUNS = {str(tmp_path / "the runs")!r}
     )
     assert "epoch 1" in trained  # the bar
     assert "tensorboard --logdir" in trained
-    assert "resumed after 1 epochs" in resumed
+    assert "is finished; nothing was done and nothing was changed" in resumed
     pictures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
     assert pictures == 3  # confusion, embeddings of c5, reach
     assert cells[-1].outputs[0].data["text/plain"] == "torch.Size([2, 64, 32, 32])"

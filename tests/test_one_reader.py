@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_predictions_are_the_runs_own_confusion_matrix_for_every_kind_of_image(
 ) -> None:
     result = request.getfixturevalue(which)
     seen_in = tmp_path / "seen.csv"
-    predict.main(f"{everything / 'test'} --checkpoint {result.folder} --top 1 --csv {seen_in}".split())
+    predict.main(f"{everything / 'test'} --checkpoint {result.folder} --top 1 --out {seen_in}".split())
     _, *rows = csv.reader(seen_in.open())
     header, *counts = csv.reader((result.folder / "confusion.csv").open())
     assert header == ["true class", "even", "odd"]
@@ -131,23 +132,21 @@ def test_large_images_may_be_cropped_and_lie_in_memory(args: UserInput) -> None:
     assert not isinstance(load_data(dataclasses.replace(large, augmentation="auto"), CPU).test, PlainLoader)
 
 
-def test_prediction_goes_past_bad_images_at_the_users_wish(
+def test_prediction_goes_past_bad_images_and_says_so_at_the_end(
     run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = write_images(tmp_path / "photos") / "test" / "one"
     (folder / "bad.png").write_text("no image")
     (folder / "notes.txt").write_text("")
-    words = [str(folder), "--checkpoint", str(run.folder), "--batch_size", "2"]
+    words = [str(folder), "--checkpoint", str(run.folder), "--batch_size", "2", "--top", "1"]
     capsys.readouterr()
-    with pytest.raises(InputError, match=r"^images: \S*bad.png is no readable image"):
-        predict.main(words)
-    capsys.readouterr()
-    predict.main([*words, "--skip_bad", "--top", "1"])
+    assert predict.main(words) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 + 5 + 1
-    assert out.endswith("1 of 6 images skipped\n")
+    assert out.endswith("1 of 6 images could not be read\n")
     assert "left out: 1 .txt files" in err
-    assert "skipped: " in err
+    assert re.search(r"left out: \S*bad.png is no readable image", err)
+    assert predict.main([str(folder / "bad.png"), *words[1:]]) == 1
     empty = tmp_path / "empty"
     empty.mkdir()
     for given, says in {empty: "holds no image", tmp_path / "absent": "there is no file"}.items():
@@ -161,7 +160,7 @@ def test_pictures_of_any_size_are_seen_in_one_batch(run: RunResult, tmp_path: Pa
     for size in ((12, 12), (40, 30), (5, 70)):
         Image.new("RGB", size, "red").save(tmp_path / f"{size}.png")
         paths.append(str(tmp_path / f"{size}.png"))
-    together = [found for _, found in predict.predict_files(network, paths)]
+    together = [seen.predictions for seen in predict.predict_files(network, paths)]
     alone = [predict.predict(network, read_image(path)) for path in paths]
     for one, other in zip(together, alone, strict=True):
         assert dict(one) == pytest.approx(dict(other), abs=1e-5)

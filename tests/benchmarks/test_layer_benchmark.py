@@ -33,10 +33,10 @@ def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(layer_benchmark, "POSITIONS", {"cpu": 32})
     monkeypatch.setattr(layer_benchmark, "MOST_TIMES_SLOWER", 1e9)
     monkeypatch.setattr(layer_benchmark, "MOST_EMBEDDING", 1)
-    monkeypatch.setattr(measuring, "FOLDER", tmp_path)
+    monkeypatch.setattr(measuring, "QUICK_FOLDER", tmp_path)
     monkeypatch.setattr(layer_benchmark, "BUDGET", 0)
     benchmark.main(["layer", "--quick", "--device", "cpu"])
-    (path,) = tmp_path.glob("layer-quick-*-torch-*.json")
+    (path,) = tmp_path.glob("layer-*-torch-*.json")
     report = json.loads(path.read_text())
     (case,) = report["cases"]
     assert {"chosen", *case["chosen"].values(), "attention 4x4", "lambda 1x4", "convolution", "fft", "conv3d"} <= set(
@@ -45,7 +45,11 @@ def test_layer_benchmark_reports_every_row(monkeypatch, tmp_path, capsys):
     assert "products" in case["left_out"]["einsum"]
     assert all(row["peak_memory_mib"] > 0 for row in case["rows"].values())
     assert report["summary"]["forward_backward"]["geometric_mean_speed_up"] > 0
-    assert "chosen is" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "chosen is" in out
+    assert {name.split()[0] for name in case["rows"]} <= layer_benchmark.LEGEND.keys()
+    assert "  chosen       the layer as it is" in out
+    assert report["command"] == "python benchmark.py layer --quick"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,18 @@ def test_rows_are_timed_in_processes_and_compared() -> None:
     assert ratio == pytest.approx(measured[0]["step_ms"]["median"] / measured[1]["step_ms"]["median"], abs=0.01)
 
 
+def test_a_share_above_the_whole_matrix_rate_is_explained(capsys) -> None:
+    row = {"name": "ResNet-50", "stem": "imagenet", "batch_size": 2, "precision": "fp32", "images_per_second": 20.0}
+    row |= {"step_ms": {"median": 100.0, "low": 99.0, "high": 101.0}, "peak_memory_mib": 3.0, "flops": 4e9}
+    network.print_rows([row, row | {"name": "other", "flops": 6e9}], {"fp32": 5e10})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if "ms" not in line and "100.0" in line] == ["80%", "120%*"]
+    assert "as a share of 50 GFLOP/s" in lines[5]
+    assert lines[7].startswith("  * more than all of it")
+    network.print_rows([row], {"fp32": 5e10})
+    assert "*" not in capsys.readouterr().out
+
+
 def test_conversions_are_timed_beside_theirs(monkeypatch, tmp_path, capsys) -> None:
     layers = [converted.timm_layer(4, 8, 3), converted.lambda_networks_layer(4, 8, None, 2)]
     small = converted.timm_network("lambda_resnet26t")._replace(side=32)
@@ -68,9 +80,9 @@ def test_conversions_are_timed_beside_theirs(monkeypatch, tmp_path, capsys) -> N
     monkeypatch.setattr(converted, "POSITIONS", {"cpu": 32})
     monkeypatch.setattr(converted, "IMAGES", {"cpu": 2})
     monkeypatch.setattr(converted, "BUDGET", 0.0)
-    monkeypatch.setattr(measuring, "FOLDER", tmp_path)
+    monkeypatch.setattr(measuring, "QUICK_FOLDER", tmp_path)
     benchmark.main(["convert", "--quick", "--device", "cpu"])
-    (path,) = tmp_path.glob("convert-quick-*.json")
+    (path,) = tmp_path.glob("convert-*.json")
     report = json.loads(path.read_text())
     assert [case["lambda_layers"] for case in report["cases"]] == [1, 1, 3]
     for case in report["cases"]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from data_sources.images import read_image
 from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
 from main_general import RunResult, main
+from model_preparation import prepare_training
 from resnet import DEPTHS
+from resnet_lambda import build_lambda_resnet, resnet26_lambda
 from run_state.run_folder import checkpoint_files
 from run_state.trained_network import load_network
 from user_input import UserInput
@@ -54,10 +57,55 @@ def test_predictions_of_the_test_images_come_to_the_runs_accuracy(
 ) -> None:
     _, result = trained
     paths = sorted((photos / "test").glob("*/*.png"))
-    predict.main([*map(str, paths), "--checkpoint", str(result.folder), "--top", "1"])
+    assert predict.main([*map(str, paths), "--checkpoint", str(result.folder), "--top", "1"]) == 0
     _, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    correct = [path.parent.name == row[-3] for path, row in zip(paths, rows, strict=True)]
+    correct = [path.parent.name == row[1] for path, row in zip(paths, rows, strict=True)]
     assert 100 * np.mean(correct) == pytest.approx(result.test_top1)
+    assert all(len(bar) == round(float(share) / 5) for _, _, share, _, bar in rows)
+
+
+def test_predictions_are_drawn(trained: tuple[UserInput, RunResult], photos: Path, tmp_path: Path) -> None:
+    words = [str(photos / "test"), "--checkpoint", str(trained[1].folder)]
+    predict.main([*words, "--out", str(tmp_path / "seen.png"), "--out", str(tmp_path / "seen.csv")])
+    assert Image.open(tmp_path / "seen.png").size > (1000, 500)
+    assert len((tmp_path / "seen.csv").read_text().splitlines()) == 1 + 3 * 15
+    network = load_network(trained[1].folder)
+    (seen,) = predict.predict_files(network, [str(photos / "test/one/11.png")])
+    figure = predict.picture([seen], network)
+    bars = [bar.get_width() for bar in figure.axes[1].patches]
+    assert bars == [share for _, share in seen.predictions]
+    assert [text.get_text().split()[0] for text in figure.axes[1].texts] == [label for label, _ in seen.predictions]
+    assert np.array_equal(figure.axes[0].images[0].get_array(), np.array(seen.view))
+    assert "after epoch 3" in figure.get_suptitle()
+    for path, says in {
+        "seen.txt": r"takes a name that ends in .csv, .png",
+        "absent/seen.png": "cannot be written",
+    }.items():
+        with pytest.raises(InputError, match=f"out: .*{says}"):
+            predict.main([*words, "--out", str(tmp_path / path)])
+
+
+def test_latest_is_the_run_that_began_last(
+    trained: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _, result = trained
+    for group, name, started in (
+        ("Lambda", "b", "2026-01-02"),
+        ("Lambda", "a", "2026-01-01"),
+        ("Baseline", "c", "2025"),
+    ):
+        copy = shutil.copytree(result.folder, tmp_path / group / name)
+        config = json.loads((copy / "config.json").read_text())
+        config |= {"started": started, "number": int(started[-1])}
+        (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(UserInput, "runs_path", tmp_path)
+    assert load_network(Path("latest")).file.parent.parent.name == "b"
+    assert "latest: " in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "Lambda")
+    assert load_network(Path("latest")).file.parent.parent.name == "c"
+    monkeypatch.setattr(UserInput, "runs_path", tmp_path / "absent")
+    with pytest.raises(InputError, match="checkpoint: latest is no run, since there is none with a checkpoint"):
+        load_network(Path("latest"))
 
 
 def test_confidences_fall_and_come_to_one(trained: tuple[UserInput, RunResult], photos: Path) -> None:
@@ -112,17 +160,36 @@ def test_exports_give_the_networks_logits(
         expected = network.model(network.normalisation.apply(pixels))
     export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.pt2")])
     export_model.main(["--checkpoint", str(trained[1].folder), "--to", str(tmp_path / "model.onnx")])
-    assert "images (b, 3, 40, 40) -> logits (b, 3)" in capsys.readouterr().out
-    names = {"classes.json": ""}
-    loaded = torch.export.load(tmp_path / "model.pt2", extra_files=names)
+    out = capsys.readouterr().out
+    assert "exporting λ-ResNet-26, imagefolder, after epoch 3" in out
+    about = {"about.json": ""}
+    loaded = torch.export.load(tmp_path / "model.pt2", extra_files=about)
+    told = json.loads(about["about.json"])
     torch.testing.assert_close(loaded.module()(images), expected, rtol=1e-4, atol=1e-4)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
-    described = session.get_modelmeta().custom_metadata_map["classes"]
-    assert json.loads(names["classes.json"]) == json.loads(described) == ["nought", "one", "two"]
-    with pytest.raises(InputError, match=r"takes a file name that ends in .onnx or .pt2"):
-        export_model.main(["--checkpoint", str(trained[1].folder), "--to", "model.pb"])
+    described = dict(session.get_modelmeta().custom_metadata_map)
+    assert told["classes"] == json.loads(described["classes"]) == ["nought", "one", "two"]
+    assert told == described | {"classes": told["classes"]}
+    assert told["inputs"].startswith("images (b, 3, 40, 40) float32: RGB in 0..1, not normalised; the shorter side")
+    assert f"takes {told['inputs']}" in out
+    assert f"gives {told['outputs']}" in out
+    for name, says in {
+        "model.pb": r"takes a file name that ends in .onnx or .pt2",
+        "model.pth": r"to: model.pth is not allowed; weights alone .* take .onnx or .pt2",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            export_model.main(["--checkpoint", str(trained[1].folder), "--to", name])
+
+
+def test_a_checkpoint_holds_the_weights_that_a_lambda_resnet_takes(trained: tuple[UserInput, RunResult]) -> None:
+    network = load_network(trained[1].folder)
+    weights = torch.load(network.file, weights_only=True)["training"]["model"]
+    model = resnet26_lambda(stages="CCLL", image_size=40, num_classes=3, weights=weights).eval()
+    images = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network.model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_ends_with_its_confusion_matrix(trained: tuple[UserInput, RunResult], photos: Path) -> None:
@@ -143,14 +210,17 @@ def test_tensorboard_has_the_embeddings_of_each_checkpoint_and_the_confusion(
 ) -> None:
     board = EventAccumulator(str(trained[1].folder))
     board.Reload()
-    assert [image.step for image in board.Images("position embeddings/c4")] == [2, 3]
-    assert [image.step for image in board.Images("confusion matrix of the test")] == [3]
+    assert [image.step for image in board.Images("visuals/position embeddings c4")] == [2, 3]
+    assert [image.step for image in board.Images("visuals/confusion matrix of the test")] == [3]
 
 
-def test_embeddings_are_drawn(trained: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+def test_embeddings_are_drawn(
+    trained: tuple[UserInput, RunResult], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "new")])
     names = ["embeddings_c4.png", "embeddings_c5.png", "reach.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    assert "c4, c5: so little is learnt that E is still the noise" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="out: .*file cannot be written"):
         draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "file")])
@@ -168,6 +238,33 @@ def test_the_picture_of_an_embedding_has_its_offsets_where_they_are() -> None:
     assert (rows.min(), rows.max()) == (4 * side, 5 * side - 1)
     assert (columns.min(), columns.max()) == (width + side, width + 2 * side - 1)
     assert draw_embeddings.reach(embedding) == 2.0
+
+
+def test_what_was_learnt_is_the_embedding_less_what_the_run_began_with(trained: tuple[UserInput, RunResult]) -> None:
+    args, result = trained
+    network = load_network(result.folder)
+    state = torch.get_rng_state()
+    begun = draw_embeddings.stage_embeddings(network.as_drawn())
+    assert torch.equal(torch.get_rng_state(), state)
+    first = draw_embeddings.stage_embeddings(prepare_training(args, 3, torch.device("cpu")).model)
+    stages = draw_embeddings.stage_embeddings(network.model)
+    assert torch.equal(begun["c4"]["c4.1"], first["c4"]["c4.1"])
+    figure = dict(draw_embeddings.figures(stages, begun, network.title))["embeddings_c4.png"]
+    learnt = stages["c4"]["c4.1"] - first["c4"]["c4.1"]
+    (image,) = figure.axes[2].images
+    np.testing.assert_allclose(image.get_array(), learnt.square().mean((0, 1)).sqrt().numpy())
+    assert "after epoch 3" in figure.get_suptitle()
+    assert len(figure.axes) == 3 + 3  # and a colour bar for each
+
+    other = {stage: {name: torch.randn_like(e) for name, e in layers.items()} for stage, layers in stages.items()}
+    (note,) = draw_embeddings.notes(stages, other)
+    assert note.startswith("E has nothing of E₀")
+
+
+def test_layers_on_maps_of_one_position_are_left_out() -> None:
+    stages = draw_embeddings.stage_embeddings(build_lambda_resnet(26, image_size=32, num_classes=2))
+    assert list(stages) == ["c2", "c3", "c4", "c5"]
+    assert list(stages["c5"]) == ["c5.1"]  # whose second layer sees the map that the first one has pooled
 
 
 def test_an_absolute_embedding_is_averaged_over_pairs_with_the_same_offset() -> None:
