@@ -6,8 +6,9 @@ Every run is a process of its own, with one thread, ended at a random moment, tw
 being written: by SIGKILL, SIGTERM, SIGINT or SIGHUP, by the kill of a worker that loads its images, or by an image that
 cannot be read any more. Some get a second signal, which does not wait for the saving; of some, nobody reads standard
 output. Every other run begins from weights, with parts of it frozen and its batches in pieces, and reads its images
-from disk, by a worker; the others have neither. A run that came through must equal the undisturbed one: final weights and optimizer and those of the best epoch bit for bit,
-metrics.jsonl and TensorBoard's scalars point for point. As many runs as there are cores go on at a time.
+from disk, by a worker; the others have neither. A run that came through must equal the undisturbed one: final weights
+and optimizer and those of the best epoch bit for bit, metrics.jsonl and TensorBoard's scalars point for point. As many
+runs as there are cores go on at a time.
 """
 
 import argparse
