@@ -50,6 +50,7 @@ from run_state.ending import finished_run, network_name, what_next
 from run_state.initial_weights import put_weights
 from run_state.interruption import StopRequest
 from run_state.progress import follow
+from run_state.resumption import as_begun
 from run_state.run_folder import (
     best_file,
     find_launched,
@@ -106,6 +107,7 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     Raises:
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
+    args = on_main(as_begun, args)
     if finished := on_main(finished_run, args):
         folder, state = finished
         result = summarise(args, folder, state)

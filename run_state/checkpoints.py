@@ -194,7 +194,10 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
 
 def agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
     """Raise `InputError` where the settings that define a run's figures are not those that `source` has."""
-    if differences := contradictions(args, saved_settings(config, source)):
+    saved = saved_settings(config, source)
+    if args.precision == "auto":  # which the run has settled
+        args = dataclasses.replace(args, precision=saved.precision)
+    if differences := contradictions(args, saved):
         raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
 
 
