@@ -130,13 +130,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote, on the CPU; raises whatever a damaged file happens to."""
     if not path.is_file():
         raise ValueError("it is no file")  # such as a pipe, from which nothing would ever come
+    check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_archive(path: Path) -> None:
+    """Raise where a file that `torch.save` wrote is damaged, or would fill the memory."""
     with zipfile.ZipFile(path) as archive:
         declared, there = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if declared > there:  # torch.save does not compress: this would fill the memory
             raise zipfile.BadZipFile(f"it declares {declared} bytes and has {there}")
         if damaged := archive.testzip():  # torch.load does not look at the checksums that torch.save writes
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[RunState, list[str]]:
