@@ -27,6 +27,7 @@ from tqdm import tqdm
 from acceleration.distributed import hide_bar, on_main, one_before_the_others
 from command_line.errors import InputError
 from data_sources import sources
+from data_sources.augmentation import POLICIES, MixedLoader, Mixing, apply_policy
 from data_sources.batches import (
     Batch,
     Loader,
@@ -66,6 +67,7 @@ class Data:
     train: Loader
     validation: OrderedLoader | None
     test: OrderedLoader
+    test_images: ImageSet  # the same, before they are read
     classes: tuple[str, ...]
     normalisation: Normalisation
     whites: dict[str, float] = field(default_factory=dict)  # in images of more than 8 bits
@@ -82,21 +84,29 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     with one_before_the_others():
         source = sources.read_source(args.dataset, args.data_path, folder_options(args))
     train, validation = _train_and_validation(args, source)
-    check_shares(len(train), args.batch_size, args.sync_batch_norm)
+    check_shares(len(train), args.batch_size, args.sync_batch_norm, paired=bool(args.mixup or args.cutmix))
     parts = [part for part in (train, source.test, validation) if part is not None]
     images = len(train) + len(source.test)
     in_memory = args.crops == "crop" and fits_in_memory(args.image_size, images, args.memory_gib)
     loader, (test_loader, *others), normalisation = (_in_memory if in_memory else _streaming)(args, parts, device)
     return Data(
-        loader,
+        _mixed(args, loader, len(train), len(source.classes)),
         others[0] if others else None,
         test_loader,
+        source.test,
         source.classes,
         normalisation,
         source.whites,
         (*source.notes, *_left_out(len(train), loader)),
         source.fingerprint,
     )
+
+
+def _mixed(args: UserInput, loader: Loader, images: int, classes: int) -> Loader:
+    """The loader of the training images, with what the settings do to its batches."""
+    mixing = Mixing(args.cutout, args.mixup, args.cutmix)
+    batch_size = training_batch(args.batch_size, images)
+    return MixedLoader(loader, mixing, batch_size, classes, args.seed) if mixing else loader
 
 
 def _left_out(images: int, loader: Loader) -> list[str]:
@@ -140,6 +150,15 @@ def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
     return centre_crop(args.image_size, None if whole else round(args.image_size * RESIZE_RATIO))
 
 
+def load_test(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> OrderedLoader:
+    """Images to be tested on alone, as the settings have a test see them."""
+    batch_size = evaluation_batch(args.batch_size, args.image_size, device)
+    if args.crops == "crop" and fits_in_memory(args.image_size, len(images), args.memory_gib):
+        pixels, labels = decode(images, args.image_size), torch.from_numpy(images.labels)
+        return PlainLoader(pixels.to(device), labels.to(device), batch_size, normalisation)
+    return _stream(args, images, normalisation, device)
+
+
 def _train_and_validation(args: UserInput, source: Source) -> tuple[ImageSet, ImageSet | None]:
     if source.validation is not None and args.validation_fraction > 0.0:
         raise InputError(
@@ -173,7 +192,8 @@ def _in_memory(args: UserInput, parts: Sequence[ImageSet], device: torch.device)
     )
     batch_size = evaluation_batch(args.batch_size, args.image_size, device)
     others = [replace(loader, batch_size=batch_size) for loader in others]
-    return AugmentedLoader.of(train, args.seed, args.dataset not in NOT_FLIPPED), others, normalisation
+    flip = args.dataset not in NOT_FLIPPED
+    return AugmentedLoader.of(train, args.seed, flip, args.auto_augment), others, normalisation
 
 
 @dataclass(frozen=True)
@@ -190,12 +210,13 @@ class AugmentedLoader:
     normalisation: Normalisation
     seed: int
     flip: bool
+    policy: str = "none"
 
     @classmethod
-    def of(cls, plain: PlainLoader, seed: int, flip: bool) -> "AugmentedLoader":
+    def of(cls, plain: PlainLoader, seed: int, flip: bool, policy: str = "none") -> "AugmentedLoader":
         """The images of `plain`, padded once for all the crops to come."""
         batch_size = training_batch(plain.batch_size, plain.images)
-        return cls(pad(plain.pixels), plain.labels, batch_size, plain.normalisation, seed, flip)
+        return cls(pad(plain.pixels), plain.labels, batch_size, plain.normalisation, seed, flip, policy)
 
     @property
     def images(self) -> int:
@@ -209,6 +230,7 @@ class AugmentedLoader:
         order, top, left, flip = (part.to(self.pixels.device) for part in drawn)
         for share in shares(self.images, self.batch_size, first):
             pixels = crop_and_flip(self.pixels, order[share], top[share], left[share], flip[share])
+            pixels = apply_policy(self.policy, pixels, share, self.seed, epoch)
             yield self.normalisation.apply(pixels), self.labels[order[share]]
 
 
@@ -244,27 +266,33 @@ def crop_and_flip(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, flip
 
 
 def _streaming(args: UserInput, parts: Sequence[ImageSet], device: torch.device) -> Loaders:
-    plain = StreamLoader(
-        image_set=parts[0],
-        transform=centre_view(args),
-        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
-        normalisation=Normalisation(*IMAGENET_STATISTICS),
-        seed=args.seed,
-        train=False,
-        workers=args.workers,
-        device=device,
-    )
+    plain = _stream(args, parts[0], Normalisation(*IMAGENET_STATISTICS), device)
     # where it is measured, one process reads the images for all
     normalisation = _known_normalisation(args) or on_main(_measure, plain, measured_together(args.image_size))
     plain = replace(plain, normalisation=normalisation)
     flip, batch_size = args.dataset not in NOT_FLIPPED, training_batch(args.batch_size, len(parts[0]))
     train: Loader
     if args.crops == "crop":
-        train = CroppedStream(plain, batch_size, flip)
+        train = CroppedStream(plain, batch_size, flip, args.auto_augment)
     else:
         crops = [v2.RandomResizedCrop(args.image_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+        crops += [POLICIES[args.auto_augment]()] if args.auto_augment != "none" else []
         train = replace(plain, transform=v2.Compose(crops), batch_size=batch_size, train=True)
     return train, [replace(plain, image_set=part) for part in parts[1:]], normalisation
+
+
+def _stream(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> StreamLoader:
+    """Every image once, in order, as a test sees it."""
+    return StreamLoader(
+        image_set=images,
+        transform=centre_view(args),
+        batch_size=evaluation_batch(args.batch_size, args.image_size, device),
+        normalisation=normalisation,
+        seed=args.seed,
+        train=False,
+        workers=args.workers,
+        device=device,
+    )
 
 
 @dataclass(frozen=True)
@@ -274,6 +302,7 @@ class CroppedStream:
     plain: StreamLoader
     batch_size: int
     flip: bool
+    policy: str = "none"
 
     @property
     def images(self) -> int:
@@ -289,6 +318,7 @@ class CroppedStream:
         for share, (pixels, labels) in zip(parts, batches, strict=True):
             index = torch.arange(len(labels), device=pixels.device)
             crops = crop_and_flip(pad(pixels), index, *(part[share].to(pixels.device) for part in drawn))
+            crops = apply_policy(self.policy, crops, share, self.plain.seed, epoch)
             yield self.plain.normalisation.apply(crops), labels
 
 

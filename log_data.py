@@ -7,69 +7,45 @@ import platform
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch import nn
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from acceleration.devices import describe_device
+from acceleration.devices import describe_device, why_precision
 from acceleration.distributed import launch, size
 from command_line.errors import summary
 from command_line.paths import PROJECT
+from command_line.settings import counted
 from data_preprocessing import Data
 from draw_embeddings import stage_pictures
 from model_preparation import Training, learning_rates
-from nntest import Evaluation
+from run_state.board import EMBEDDINGS, PICTURES, Board
 from run_state.checkpoints import RunState, write_atomically
-from run_state.confusion import as_csv, as_figure
-from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, host_name, next_number, writing
-from user_input import FREE_ON_RESUME, UserInput, default_settings
+from run_state.progress import Point
+from run_state.run_folder import CONFIG, LOG, METRICS, group_folder, next_number, writing
+from run_state.saved_settings import saved_settings
+from scoring.evaluation import Evaluation
+from scoring.writing import ImagesOfTest, files, pixels
+from scoring.writing import summary as summary_of_test
+from user_input import UserInput, default_settings
 
-CONFUSION = Path("confusion")
 PREDICTIONS = "predictions"
-EMBEDDINGS = "position embeddings"  # the tag of their pictures in TensorBoard
-EVENTS = "events.out.tfevents.*"
 GRID_IMAGES = 64  # augmented training images shown in TensorBoard
-# The tag in TensorBoard of every key of a metrics.jsonl row; the part before the slash names the chart.
-TAGS = {
-    "train_loss": "loss/train",
-    "validation_loss": "loss/validation",
-    "test_loss": "loss/test",
-    "train_top1": "top-1/train",
-    "validation_top1": "top-1/validation",
-    "test_top1": "top-1/test",
-    "test_loss_training_mode": "loss/test in training mode",
-    "test_top1_training_mode": "top-1/test in training mode",
-    "test_loss_average": "loss/test of averaged weights",
-    "test_top1_average": "top-1/test of averaged weights",
-    "learning_rate": "training/learning rate",
-    "images_per_second": "training/images per second",
-    "train_seconds": "training/epoch seconds",
-    "test_seconds": "training/test seconds",
-    "peak_memory_gib": "training/peak memory GiB",
-}
-# TensorBoard's HParams table shows the first five columns of the alphabet until one chooses others. These are in it for
-# every run, the other settings where they are not at their defaults.
-COLUMNS = ("dataset", "depth", "epochs", "initial_lr", "model")
-FURTHER = {"test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}  # top-1, as the log has it
+# Of the pictures of the last test, the tags in TensorBoard
+TEST_PICTURES = {"confusion.png": "confusion matrix of the test", "mistakes.png": "mistakes of the test"}
+# What the log has behind an epoch's line, in percent; top-1 where it is not said
+FURTHER = {"test_top5": "top-5", "test_top1_training_mode": "in training mode", "test_top1_average": "averaged"}
 # The name of each test of an epoch in the file of its predictions
 PREDICTED = {"test": "evaluation", "training_mode": "training_mode", "average": "average"}
-HEADING = "epoch  learning rate   train: loss  top-1 %    test: loss  top-1 %    train s  test s  images/s  total s"
 
 
 def start_config(args: UserInput, data: Data, training: Training) -> dict[str, Any]:
@@ -85,6 +61,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
         "defaults": default_settings(),  # against which an edit of user_input.py is told when the run is resumed
         "device": describe_device(training.device),
         "precision": training.precision,
+        "why_precision": why_precision(args.precision, training.precision, training.device),
         "parameters": training.parameters(),
         "learning_rates": learning_rates(args, len(data.train)),  # of every epoch's first and last step
         "data": {
@@ -115,8 +92,8 @@ def _schedule(config: dict[str, Any]) -> str:
     steps = config["data"]["train_images"] // settings["batch_size"]
     highest = max(range(len(rates)), key=lambda epoch: max(rates[epoch]))
     text = (
-        f"{len(rates)} epochs of {max(1, steps)} steps; learning rate {rates[0][0]:.3g} at the first step, at most "
-        f"{max(rates[highest]):.3g} (epoch {highest + 1}), {rates[-1][1]:.3g} at the last step"
+        f"{counted(len(rates), 'epoch')} of {counted(max(1, steps), 'step')}; learning rate {rates[0][0]:.3g} at the "
+        f"first step, at most {max(rates[highest]):.3g} (epoch {highest + 1}), {rates[-1][1]:.3g} at the last step"
     )
     stop = settings["stop_after"]
     return text if stop is None or stop >= len(rates) else f"{text}; ends after epoch {stop}"
@@ -129,6 +106,34 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _losses(config: dict[str, Any]) -> list[str]:
+    """A word on why the loss of the test may lie below that of the training."""
+    smoothing = config["settings"]["label_smoothing"]
+    words = f"label smoothing ({smoothing}) is in the training loss alone: the losses of other images may lie below it"
+    return [words] if smoothing else []
+
+
+def _heading(validation: bool) -> str:
+    """Above the lines of the epochs."""
+    parts = ("train", "validation", "test") if validation else ("train", "test")
+    figures = "".join(f"  {f'{part}: loss':>{_width(part)}}  top-1 %" for part in parts)
+    return f"epoch  learning rate{figures}    train s  test s  images/s  total s"
+
+
+def _line(row: dict[str, Any], total_seconds: float) -> str:
+    """An epoch, under `_heading`."""
+    parts = [part for part in ("train", "validation", "test") if f"{part}_loss" in row]
+    figures = [f"{row[f'{part}_loss']:{_width(part)}.4f}  {row[f'{part}_top1']:7.2f}" for part in parts]
+    further = [f"{words} {row[key]:.2f} %" for key, words in FURTHER.items() if key in row]
+    times = f"{row['train_seconds']:9.1f}  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}"
+    start = f"{row['epoch']:5d}  {row['learning_rate']:13.3g}"
+    return "  ".join([start, *figures, times, f"{total_seconds:7.1f}", *further])
+
+
+def _width(part: str) -> int:
+    return max(12, len(f"{part}: loss") + 1)
 
 
 class RunLog:
@@ -144,17 +149,9 @@ class RunLog:
         with writing(folder):
             write_atomically(folder / CONFIG, (json.dumps(state.config, indent=2) + "\n").encode())
             write_atomically(folder / METRICS, lines.encode())
-            for old in folder.glob(EVENTS):
-                old.unlink()
-            # a TensorBoard that is running forgets, at this mark, the points that it has read before
-            with mock.patch(
-                "socket.gethostname", return_value=host_name()
-            ):  # TensorBoard's, which fails where that is no UTF-8
-                self.tensorboard = SummaryWriter(str(folder), purge_step=0)
+            self.tensorboard = Board(folder, state, len(data.train))
             self._describe(data)
-            for row in state.rows:
-                self._plot(row)
-            self.tensorboard.flush()
+            self.tensorboard.replace_earlier()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -177,32 +174,33 @@ class RunLog:
     def begin(self, notes: Sequence[str] = ()) -> None:
         """Head the text log; `notes` are lines on the images."""
         config, data = self.config, self.config["data"]
-        self.say(f"{config['command']}\n{config['device']}, {config['precision']}, {config['started']}")
+        precision = config["precision"] + config.get("why_precision", "")
+        self.say(f"{config['command']}\n{config['device']}, {precision}, {config['started']}")
         self.say(
             f"{config['parameters']:,} parameters, {data['train_images']:,} training and {data['test_images']:,} "
             f"test images of {len(data['classes'])} classes"
         )
-        self.say("\n".join([*notes, _schedule(config), HEADING]))
+        self.say("\n".join([*notes, _schedule(config), *_losses(config), _heading(data["validation_images"] > 0)]))
 
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
         """Write the figures of an epoch that is done; `row` is its line of metrics.jsonl."""
         with writing(self.folder):
             with open(self.folder / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            self._plot(row)
+            self.tensorboard.epoch(row)
             self.tensorboard.flush()
-        self.say(
-            f"{row['epoch']:5d}  {row['learning_rate']:13.3g}  {row['train_loss']:12.4f}  {row['train_top1']:7.2f}"
-            f"  {row['test_loss']:12.4f}  {row['test_top1']:7.2f}  {row['train_seconds']:9.1f}"
-            f"  {row['test_seconds']:6.1f}  {row['images_per_second']:8.0f}  {total_seconds:7.1f}"
-            + "".join(f"  {words} {row[key]:.2f} %" for key, words in FURTHER.items() if key in row)
-        )
+        self.say(_line(row, total_seconds))
+
+    def point(self, point: Point) -> None:
+        """Write how far an epoch is, for whoever watches."""
+        with suppress(OSError):  # the epoch's own line will tell, where what has been done can be saved
+            self.tensorboard.point(point)
 
     def embeddings(self, model: nn.Module, epochs_done: int) -> None:
         """Draw the learnt position embeddings of each stage; about 10 ms a layer."""
         with self.attempting("pictures of the position embeddings"):
             for stage, picture in stage_pictures(model):
-                self.tensorboard.add_image(f"{EMBEDDINGS}/{stage}", picture, epochs_done, dataformats="HWC")
+                self.tensorboard.add_image(f"{PICTURES}/{EMBEDDINGS} {stage}", picture, epochs_done, dataformats="HWC")
 
     def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
         """Write predictions/epoch<number>.npz: true classes and those that each test predicted, in the data's order."""
@@ -225,69 +223,31 @@ class RunLog:
         except Exception as error:
             self.say(f"{what} could not be made ({summary(error)}); the run itself is whole")
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
-        """Write confusion.csv and confusion.png; counts (true classes, predicted classes), sparse."""
-        classes, picture = self.config["data"]["classes"], io.BytesIO()
-        with self.attempting("confusion.csv"):
-            write_atomically(self.folder / CONFUSION.with_suffix(".csv"), as_csv(counts, classes))
-        with self.attempting("confusion.png"):
-            as_figure(counts, classes).savefig(picture, format="png", dpi=100)
-            write_atomically(self.folder / CONFUSION.with_suffix(".png"), picture.getvalue())
-            pixels = np.asarray(Image.open(picture).convert("RGB"))
-            self.tensorboard.add_image("confusion matrix of the test", pixels, epochs_done, dataformats="HWC")
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
+        """Write all that is kept of the last test: figures, tables, pictures."""
+        about = {"epochs": epochs_done, "precision": self.config["precision"]}
+        for name, content in files(found, tested, about).items():
+            with self.attempting(name):
+                made = content()
+                write_atomically(self.folder / name, made)
+                if name in TEST_PICTURES:
+                    tag = f"{PICTURES}/{TEST_PICTURES[name]}"
+                    self.tensorboard.add_image(tag, pixels(made), epochs_done, dataformats="HWC")
+        self.say(summary_of_test(found, tested.classes))
 
     def end(self) -> None:
         """Close the run's row in TensorBoard's HParams table."""
         with self.attempting("the run's row in TensorBoard's HParams table"):
-            self._add(self._hparams()[2])
-            self.tensorboard.flush()
-
-    def _plot(self, row: dict[str, Any]) -> None:
-        for key, tag in TAGS.items():
-            if key in row:
-                self.tensorboard.add_scalar(tag, row[key], row["epoch"], walltime=row["finished"])
+            self.tensorboard.end_row()
 
     def _describe(self, data: Data) -> None:
         """What stands fixed before the first step: settings, charts, images as the network gets them."""
-        board, config = self.tensorboard, self.config
-        table = "\n".join(f"| {name} | {value} |" for name, value in config["settings"].items())
-        board.add_text("settings", f"| setting | value |\n| --- | --- |\n{table}", 0)
-        board.add_text("command", f"    {config['command']}", 0)
+        args = saved_settings(self.config, self.folder / CONFIG)
+        self.tensorboard.settings(args, self.config["command"])
+        self.tensorboard.begin_row(args, max(map(max, learning_rates(args, len(data.train)))))
         images, _ = next(data.train.batches(epoch=1))
         grid = make_grid(data.normalisation.undo(images[:GRID_IMAGES]), nrow=8, padding=1)
-        board.add_image("augmented training images", grid, 0)
-        splits = ["train", "validation", "test"] if data.validation else ["train", "test"]
-        charts = {name: ["Multiline", [f"{name}/{split}" for split in splits]] for name in ("loss", "top-1")}
-        board.add_custom_scalars({"training and test": charts})
-        for part in self._hparams()[:2]:
-            self._add(part)
-
-    def _add(self, summary: Any) -> None:
-        writer = self.tensorboard.file_writer
-        assert writer is not None  # before it is closed
-        writer.add_summary(summary)
-
-    def _hparams(self) -> tuple[Any, Any, Any]:
-        """Columns, start and end of the run's row: settings that say something, and the last values of the scalars."""
-        usual = {field.name: field.default for field in dataclasses.fields(UserInput)}
-        settings = {
-            name: "none" if value is None else value
-            for name, value in self.config["settings"].items()
-            if name in COLUMNS or (name not in FREE_ON_RESUME and value != usual[name])
-        }
-        figures = ("test_top1", "test_loss", "train_top1", "train_loss", "images_per_second")
-        return hparams(settings, {TAGS[name]: 0.0 for name in figures})
-
-
-def drop_embeddings(folder: Path) -> None:
-    """Take the pictures of embeddings out of an ended run's event files: with large maps, a megabyte a checkpoint."""
-    for path in folder.glob(EVENTS):
-        kept = io.BytesIO()
-        records = RecordWriter(kept)
-        for record in RawEventFileLoader(str(path)).Load():
-            if not any(value.tag.startswith(EMBEDDINGS) for value in Event.FromString(record).summary.value):
-                records.write(record)
-        write_atomically(path, kept.getvalue())
+        self.tensorboard.add_image(f"{PICTURES}/augmented training images", grid, 0)
 
 
 class NoLog:
@@ -308,13 +268,16 @@ class NoLog:
     def epoch(self, row: dict[str, Any], total_seconds: float) -> None:
         pass
 
+    def point(self, point: Point) -> None:
+        pass
+
     def embeddings(self, model: nn.Module, epochs_done: int) -> None:
         pass
 
     def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
         pass
 
-    def confusion(self, counts: Tensor, epochs_done: int) -> None:
+    def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:
         pass
 
     def end(self) -> None:

@@ -6,12 +6,20 @@
 
     torchrun --nproc_per_node=2 main_general.py               # two processes, on as many GPUs or on the CPU
 
-A run writes into runs/<Baseline|Lambda>/<date>_lr<lr>_<host>/: watch it with `tensorboard --logdir runs`.
+A run writes into runs/Lambda/lambda50_cifar10_LLLL_imagenet_seed0_<date>_lr0.0005_<host>/, or Baseline/ and so on:
+watch it with `tensorboard --logdir runs`.
 Ctrl-C saves a checkpoint and leaves, as SIGTERM, a closed terminal and an image that cannot be read do; `--resume`
 goes on from there.
 """
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
+
+import os
+
+from run_state.resumption import load_settings
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    SETTINGS = None if "RANK" in os.environ else load_settings()  # torchrun's processes tell together, once
 
 import math
 import sys
@@ -29,16 +37,19 @@ from acceleration.devices import enough_memory, find_device, peak_memory, reset_
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
 from command_line.console import lasting_console
 from command_line.errors import InputError, one_line_errors
-from data_preprocessing import Data, load_data
+from command_line.settings import counted
+from data_preprocessing import Data, centre_view, load_data
 from data_sources.fingerprint import differences
+from fine_tuning.transfer import told, transfer
 from log_data import NoLog, RunLog, start_config
 from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
-from nntest import Evaluation, evaluate, evaluate_average, evaluate_in_training_mode
+from nntest import evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint
+from run_state.ending import finished_run, network_name, what_next
+from run_state.initial_weights import read_weights
 from run_state.interruption import StopRequest
-from run_state.progress import progress_lines
-from run_state.resumption import load_settings
+from run_state.progress import follow
 from run_state.run_folder import (
     best_file,
     find_launched,
@@ -47,11 +58,13 @@ from run_state.run_folder import (
     has_checkpoint,
     locked,
     make_run_folder,
+    quoted,
     read_config,
     shown,
-    quoted,
 )
 from run_state.saving import Saver
+from scoring.evaluation import Evaluation
+from scoring.writing import ImagesOfTest
 from user_input import UserInput
 
 # Of each further test in an epoch, its keys in the epoch's row: loss and top-1
@@ -93,22 +106,32 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     Raises:
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
+    if finished := on_main(finished_run, args):
+        folder, state = finished
+        result = summarise(args, folder, state)
+        on_main(print, f"{quoted(folder)} is finished; nothing was done and nothing was changed")
+        on_main(print, "\n".join(last_lines(args, make_model, state, result)))
+        return result
     device = find_device(args.device)
     if args.also_test_in_training_mode and size() > 1:
         raise InputError("also_test_in_training_mode: takes one process, whose batches are those of the study")
     set_determinism(args.deterministic)
     data = load_data(args, device)
+    if args.patience is not None and data.validation is None:
+        raise InputError("patience: takes validation images: validation_fraction, or a folder val beside test")
+    weights = read_weights(args)
     training = prepare_training(args, len(data.classes), device, make_model, len(data.train))
+    facts = {**(facts or {}), **({"init": transfer(weights, training.model, data.classes)} if weights else {})}
     folder = on_main(open_folder, args)
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))
-        state, log = begin_or_resume(args, folder, data, training, facts or {})
+        state, log = begin_or_resume(args, folder, data, training, facts)
         with log:
             train(args, data, TrainingStep(training), state, log, Saver(folder, args, state, training), stop)
-            if state.epochs_done >= args.last_epoch:
-                confuse(data, training, state, stop, log)
-            result = summarise(args, folder, state, stop)
-            report(args, log, result)
+            if state.ended(args):
+                test_once_more(args, data, training, state, stop, log)
+            result = summarise(args, folder, state, stop.signal)
+            report(args, log, state, result, make_model)
     return result
 
 
@@ -124,12 +147,13 @@ def train(
     """Train and test for the epochs that are left; wherever that ends between two steps, the state is saved."""
     bar = tqdm(None, "epochs", args.last_epoch, False, initial=state.epochs_done, disable=hide_bar())
     with bar:
-        while state.epochs_done < args.last_epoch:
-            tests = run_epoch(args, data, step, state, saver, stop)
+        while not state.ended(args):
+            tests = run_epoch(args, data, step, state, saver, stop, log)
             with stop.keeping_errors():
                 if tests:
                     tell_epoch(args, log, state, tests)
                     bar.update()
+                    bar.set_postfix_str(f"top-1 {tests['test'].top1:.2f} % (test)")
             due = bool(tests) and saver.due_by_epochs()
             if stop() or due or state.is_best or saver.due_by_minutes():
                 saver.save()
@@ -154,7 +178,7 @@ def open_folder(args: UserInput) -> Path:
     group = group_folder(args.runs_path, args.model)
     if args.resume is not None:
         return find_run(group, args.resume_path)
-    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args.initial_lr)
+    return (find_launched(group, launch()) if restarts() else None) or make_run_folder(group, args)
 
 
 def begin_or_resume(
@@ -164,14 +188,14 @@ def begin_or_resume(
     if not on_main(has_checkpoint, folder):
         state = RunState(on_main(start_config, args, data, training) | facts)
         log = open_log(folder, state, data)
-        log.begin(data.notes)
+        log.begin([*data.notes, *(told(state.config["init"]) if "init" in state.config else [])])
         return state, log
     on_main(check_same_data, folder, data)
     state, lines = load_checkpoint(folder, args, training)
     lines += other_counts(state.config["data"], data)
     log = open_log(folder, state, data)
-    steps = state.progress.steps
-    log.say("\n".join([*lines, f"resumed after {state.epochs_done} epochs and {steps} steps of the next"]))
+    done = counted(state.epochs_done, "epoch"), counted(state.progress.steps, "step")
+    log.say("\n".join([*lines, f"resumed after {done[0]} and {done[1]} of the next"]))
     return state, log
 
 
@@ -200,7 +224,13 @@ def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
 
 
 def run_epoch(
-    args: UserInput, data: Data, step: TrainingStep, state: RunState, saver: Saver, stop: StopRequest
+    args: UserInput,
+    data: Data,
+    step: TrainingStep,
+    state: RunState,
+    saver: Saver,
+    stop: StopRequest,
+    log: RunLog | NoLog,
 ) -> dict[str, Evaluation]:
     """Train and test once and move `state` on; the tests by their names.
 
@@ -213,7 +243,7 @@ def run_epoch(
         data.train,
         epoch,
         state.progress,
-        lambda batches: progress_lines(stop.until(saver.until_due(batches)), args, steps, state, step),
+        lambda batches: follow(stop.until(saver.until_due(batches)), args, steps, state, step, log.point),
     )
     if state.progress.steps < steps:
         return {}
@@ -251,13 +281,15 @@ def run_tests(
     return tests
 
 
-def confuse(data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog) -> None:
-    """Test once more for the confusion matrix; where an image has become unreadable, the run is whole all the same."""
-    last = evaluate(training, data.test, "confusion", stop.until)
+def test_once_more(
+    args: UserInput, data: Data, training: Training, state: RunState, stop: StopRequest, log: RunLog | NoLog
+) -> None:
+    """For all that is kept of the last test; where an image has become unreadable, the run is whole all the same."""
+    last = evaluate(training, data.test, "last test", stop.until)
     if last:
-        log.confusion(last.confusion_matrix(len(data.classes)), state.epochs_done)
+        log.tested(last, ImagesOfTest(data.test_images, data.classes, centre_view(args)), state.epochs_done)
     elif isinstance(stop.error, InputError) and size() == 1:  # of several processes, the others are waiting
-        log.say(f"the confusion matrix could not be made ({stop.error}); the run itself is whole")
+        log.say(f"the last test could not be made ({stop.error}); the run itself is whole")
         stop.error = None
 
 
@@ -286,7 +318,8 @@ def epoch_row(
     for name, keys in ROW_KEYS.items():
         if name in tests:
             row |= {keys[0]: tests[name].loss, keys[1]: tests[name].top1}
-    return row
+    top5 = {f"{name}_top5": tests[name].top5 for name in ("validation", "test") if name in tests}
+    return row | {key: share for key, share in top5.items() if share is not None}
 
 
 def total_seconds(state: RunState) -> float:
@@ -294,7 +327,7 @@ def total_seconds(state: RunState) -> float:
     return sum(row["train_seconds"] + row["test_seconds"] for row in state.rows)
 
 
-def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest) -> RunResult:
+def summarise(args: UserInput, folder: Path, state: RunState, stopped_by: int | None = None) -> RunResult:
     """The figures of a run that is done, or stopped."""
     data = state.config["data"]
     none = {"epoch": 0} | dict.fromkeys(
@@ -313,35 +346,48 @@ def summarise(args: UserInput, folder: Path, state: RunState, stop: StopRequest)
         best_top1=best[judge],
         seconds=total_seconds(state),
         images_per_second=state.epochs_done * data["train_images"] / train_seconds if train_seconds else 0.0,
-        stopped_by=stop.signal if state.epochs_done < args.last_epoch else None,
+        stopped_by=None if state.ended(args) else stopped_by,
     )
 
 
-def report(args: UserInput, log: RunLog | NoLog, result: RunResult) -> None:
+def report(args: UserInput, log: RunLog | NoLog, state: RunState, result: RunResult, make_model: MakeModel) -> None:
     """Say what the run came to, and what to do next."""
-    if result.epochs < args.last_epoch:
+    if not state.ended(args):
         log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {quoted(result.folder)}")
         return
     log.end()
-    if result.epochs < args.epochs:
-        log.say(
-            f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
-            f"--resume {quoted(result.folder)} --stop_after none"
-        )
+    log.say("\n".join(last_lines(args, make_model, state, result)))
+
+
+def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: RunResult) -> list[str]:
+    """What a run that is done came to, and what to type next."""
+    name = network_name(args) if make_model is build_model else "the network"
+    lines = [
+        f"{name} on {args.dataset}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, "
+        f"{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s, {result.images_per_second:.0f} images/s"
+    ]
     if best_file(result.folder).exists():
         best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
-        log.say(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
-    board = args.runs_path if result.folder.is_relative_to(args.runs_path) else result.folder  # the run was moved
-    log.say(
-        f"{result.parameters:,} parameters, top-1 {result.test_top1:.2f} % (test), {result.seconds:.0f} s, "
-        f"{result.images_per_second:.0f} images/s\n{quoted(result.folder)}\ntensorboard --logdir {quoted(board)}"
-    )
+        lines.append(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
+    run, lowest = quoted(result.folder), state.lowest_loss
+    if lowest and state.out_of_patience(args):
+        lines.append(
+            f"ended after {result.epochs} of {args.epochs} epochs, since the validation loss has not fallen for "
+            f"{args.patience} (lowest: {lowest['validation_loss']:.4f}, epoch {lowest['epoch']}); go on all the same "
+            f"with: python main_general.py --resume {run} --patience none"
+        )
+    elif result.epochs < args.epochs:
+        lines.append(
+            f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
+            f"python main_general.py --resume {run} --stop_after none"
+        )
+    return lines + what_next(args, result.folder)
 
 
 if __name__ == "__main__":
     with world(), one_line_errors():
         try:
-            outcome = main(on_main(load_settings))
+            outcome = main(SETTINGS or on_main(load_settings))
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell reports an end by SIGINT
     sys.exit(0 if outcome.stopped_by is None else 128 + outcome.stopped_by)

@@ -13,16 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.resnet import ResNet
 
-from acceleration.devices import PRECISIONS, choose_precision
+from acceleration.devices import autocast, choose_precision
 from acceleration.distributed import is_main, size
 from acceleration.fast_layers import keep_freed_memory, quicken
 from acceleration.sync_batch_norm import synchronise
 from command_line.errors import summary
 from data_preprocessing import class_count
+from fine_tuning.parts import freeze, parameter_groups
 from LabelSmoothing import LabelSmoothing
 from resnet_lambda import build_lambda_resnet
 from user_input import UserInput
 
+BY_STEP = ("step", "one_cycle")  # schedules that go on after every step
+ONE_CYCLE_END = 1e-4  # of the first learning rate: where one_cycle ends (`OneCycleLR`)
 WARMUP_SHARE = 5  # the warm-up takes at most one epoch in five (a five-epoch run would be all warm-up)
 # The settings and the number of classes -> a network: (b, 3, s, s) normalised images -> (b, classes) logits
 MakeModel = Callable[[UserInput, int], nn.Module]
@@ -41,6 +44,8 @@ class Training:
     device: torch.device
     precision: str  # fp32, bf16 or fp16: `auto` has been settled
     cuda_graph: bool  # whether a step is to be replayed as a CUDA graph
+    accumulate: int = 1  # pieces in which a batch is computed
+    clip_gradients: float | None = None  # longest norm of all gradients together
     steps_per_epoch: int = 1
     rate_by_step: bool = False  # whether the learning rate changes after each step, or after each epoch
     average: AveragedModel | None = None  # of the weights
@@ -48,8 +53,7 @@ class Training:
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.device, self.precision)
 
     def end_step(self) -> None:
         """Take the step's weights into the average, and move on to the next learning rate, where each step does so."""
@@ -124,6 +128,7 @@ def build_model(args: UserInput, num_classes: int | None = None) -> ResNet:
         image_size=args.image_size,
         num_classes=class_count(args) if num_classes is None else num_classes,
         stem=args.stem,
+        width=args.width,
         zero_init_residual=args.zero_init_residual,
         share_embeddings=args.share_embeddings,
         key_depth=args.key_depth,
@@ -159,6 +164,7 @@ def prepare_training(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.sync_batch_norm and size() > 1:
         model = synchronise(model, device)
+    freeze(model, args.frozen)
     optimizer = make_optimizer(args, model)
     training = Training(
         model=model,
@@ -170,13 +176,15 @@ def prepare_training(
         device=device,
         precision=precision,
         cuda_graph=args.cuda_graph and device.type == "cuda" and size() == 1,
+        accumulate=args.accumulate,
+        clip_gradients=args.clip_gradients,
         steps_per_epoch=steps,
-        rate_by_step=args.schedule == "step",
+        rate_by_step=args.schedule in BY_STEP,
     )
     if args.average != "none":
         training.average, training.averaged_from = make_average(args, model)
     if args.compile:
-        training.parallel = compile_or_say_why(training, args.batch_size // size(), args.image_size)
+        training.parallel = compile_or_say_why(training, args.batch_size // size() // args.accumulate, args.image_size)
     if size() > 1:
         training.parallel = average_gradients(training.parallel)
     return training
@@ -218,16 +226,38 @@ def average_gradients(model: nn.Module) -> DistributedDataParallel:
 
 
 def make_optimizer(args: UserInput, model: nn.Module) -> optim.Optimizer:
-    """The optimizer, in its fused form: one kernel over all parameters, and no wait for the loss scale."""
+    """The optimizer of all that learns, in its fused form: one kernel over all, and no wait for the loss scale."""
+    groups = parameter_groups(model, args.initial_lr, args.body_lr_factor)
     options: dict[str, Any] = {"lr": args.initial_lr, "weight_decay": args.weight_decay, "fused": True}
+    if args.weight_decay_on == "weights":
+        groups = without_decay(model, groups)
     if args.optimizer == "sgd":
-        sgd = optim.SGD(model.parameters(), momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
-        for parameter in model.parameters() if args.momentum else ():
+        sgd = optim.SGD(groups, momentum=args.momentum, nesterov=args.momentum > 0.0, **options)
+        for parameter in [one for group in groups for one in group["params"]] if args.momentum else []:
             # the first step makes them otherwise, and leaves them unwritten where fp16's loss scaling skips it
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer]
-    return kind(model.parameters(), betas=(args.momentum, args.beta2), **options)
+    return kind(groups, betas=(args.momentum, args.beta2), **options)
+
+
+def without_decay(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups, each in two: the weights of convolutions and linear layers, and what does not decay.
+
+    That is norms, biases and position embeddings.
+    """
+    decaying = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name != "bias"
+    }
+    halves = []
+    for group in groups:
+        weights, others = ([one for one in group["params"] if (one in decaying) is wanted] for wanted in (True, False))
+        halves += [{**group, "params": weights}, {**group, "params": others, "weight_decay": 0.0}]
+    return [half for half in halves if half["params"]]
 
 
 def make_average(args: UserInput, model: nn.Module) -> tuple[AveragedModel, int | None]:
@@ -242,7 +272,7 @@ def make_average(args: UserInput, model: nn.Module) -> tuple[AveragedModel, int 
 
 def make_scheduler(args: UserInput, optimizer: optim.Optimizer, steps: int = 1) -> optim.lr_scheduler.LambdaLR:
     """The learning rate of every epoch, or of every of its `steps`, as `learning_rate_factor` has it."""
-    unit = steps if args.schedule == "step" else 1
+    unit = steps if args.schedule in BY_STEP else 1
     return optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: learning_rate_factor(done, args.epochs, args.warmup_epochs, args.schedule, unit)
     )
@@ -250,7 +280,7 @@ def make_scheduler(args: UserInput, optimizer: optim.Optimizer, steps: int = 1) 
 
 def learning_rates(args: UserInput, steps: int) -> list[tuple[float, float]]:
     """The learning rates of every epoch's first and last step."""
-    unit = steps if args.schedule == "step" else 1
+    unit = steps if args.schedule in BY_STEP else 1
     return [
         (
             args.initial_lr * learning_rate_factor(first, args.epochs, args.warmup_epochs, args.schedule, unit),
@@ -270,6 +300,8 @@ def learning_rate_factor(done: int, epochs: int, warmup_epochs: int, schedule: s
     """
     peak, ramp = max(1, warmup_epochs), min(warmup_epochs, math.ceil(epochs / WARMUP_SHARE))
     warmup, total = ramp * steps, epochs * steps
+    if schedule == "one_cycle":
+        return _one_cycle(done, peak, warmup - 1, total - 1)
     if done < warmup:
         ends_on_peak = 0 if schedule == "step" else 1  # the warm-up's last epoch has it, or the step after the warm-up
         return 1.0 + (peak - 1.0) * done / max(1, warmup - ends_on_peak)
@@ -277,6 +309,16 @@ def learning_rate_factor(done: int, epochs: int, warmup_epochs: int, schedule: s
     return peak * 0.5 * (1.0 + math.cos(math.pi * (done - warmup + ahead) / max(1, total - warmup)))
 
 
+def _one_cycle(done: int, peak: float, top: int, last: int) -> float:
+    """From 1 up to `peak` at step `top`, and down to nearly 0 at step `last`, each by half a cosine."""
+    start, end, share = (1.0, peak, done / max(1, top)) if done <= top else (peak, ONE_CYCLE_END, 0.0)
+    if done > top:
+        share = min(1.0, (done - top) / max(1, last - top))
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """(b, classes), (b,) -> how many of the highest logits are at the label, as a number on the device."""
-    return (logits.argmax(1) == labels).sum()
+    """(b, classes), labels (b,) or shares (b, classes) -> how many of the highest logits are at the label, or at the
+    class with the largest share, as a number on the device.
+    """
+    return (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
 from acceleration.cuda_graph import replayed_or_say_why
-from acceleration.distributed import all_max, all_sum, hide_bar, is_main
+from acceleration.distributed import all_max, all_sum, is_main
 from command_line.errors import InputError
 from data_sources.batches import Loader, Until
 from model_preparation import Training, count_correct
@@ -49,12 +50,46 @@ class EpochProgress:
 
 
 def compute_gradients(training: Training, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (b, 3, s, s), labels (b,) -> the loss, a number on the device, and logits (b, classes)."""
+    """Images (b, 3, s, s), labels (b,) or (b, classes) -> the loss, a number on the device, and logits (b, classes).
+
+    Where the settings say so, in pieces whose gradients add up to those of the mean over the batch. Of several
+    processes, they average them once, at the last piece.
+    """
+    pieces = max(1, min(training.accumulate, len(labels) // 2))
+    losses, logits = [], []
+    for number, piece in enumerate(zip(pixels.tensor_split(pieces), labels.tensor_split(pieces), strict=True), 1):
+        with _averaging(training.parallel, number == pieces):
+            loss, part = _of_piece(training, *piece, len(labels))
+        losses.append(loss)
+        logits.append(part)
+    return torch.stack(losses).sum(), torch.cat(logits)
+
+
+def _of_piece(training: Training, pixels: Tensor, labels: Tensor, images: int) -> tuple[Tensor, Tensor]:
     with training.autocast():
         logits = training.parallel(pixels)
-        loss = training.loss(logits, labels)
+        loss = training.loss(logits, labels) * (len(labels) / images)
     training.scaler.scale(loss).backward()
-    return loss, logits
+    return loss.detach(), logits.detach()
+
+
+def _averaging(network: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Within this context the next backward averages gradients over several processes, or does not."""
+    if isinstance(network, DistributedDataParallel) and not wanted:
+        return network.no_sync()
+    return nullcontext()
+
+
+def total_norm(training: Training, parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, to which they are shortened where the settings say so."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if training.clip_gradients is not None:
+        training.scaler.unscale_(training.optimizer)
+    # the quickest look at all of them, 0.4 % of a step on a CPU core; where it overflows, no training comes back
+    norm = nn.utils.get_total_norm(gradients)
+    if training.clip_gradients is not None:
+        nn.utils.clip_grads_with_norm_(parameters, training.clip_gradients, norm)
+    return norm
 
 
 def update_parameters(training: Training) -> None:
@@ -101,7 +136,7 @@ class TrainingStep:
         self.replayed(pixels, labels)
 
     def take(self, pixels: Tensor, labels: Tensor) -> None:
-        """Images (b, 3, s, s) and labels (b,): one step, operation by operation."""
+        """Images (b, 3, s, s) and labels (b,) or (b, classes): one step, operation by operation."""
         loss, logits = compute_gradients(self.training, pixels, labels)
         with torch.no_grad():
             self.steps += 1
@@ -111,9 +146,7 @@ class TrainingStep:
 
     def _check(self, loss: Tensor) -> None:
         """Look at a loss and the gradients that it has left, before the optimizer has used them."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        # the quickest look at all of them, 0.4 % of a step on a CPU core; where it overflows, no training comes back
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(self.training, self.parameters)
         self.skipped.add_(1).masked_fill_(norm.isfinite(), 0)
         sound = torch.stack([loss.isfinite(), self.skipped <= self.allowed])
         self.first.copy_(self.first.minimum(self.steps.expand(2).masked_fill(sound, NEVER)))
@@ -157,15 +190,13 @@ def train_epoch(
     training.parallel.train()
     started, steps, images = time.perf_counter(), progress.steps, 0
     step.begin(progress)
-    bar = tqdm(loader.batches(epoch, steps), f"epoch {epoch}", len(loader), False, initial=steps, disable=hide_bar())
-    for pixels, labels in until(bar):
+    for pixels, labels in until(loader.batches(epoch, steps)):
         step(pixels, labels)
         training.end_step()
         steps, images = steps + 1, images + len(labels)
         # reading the CPU's memory costs nothing; reading a GPU's would make it wait, so that is left to the end
         if training.device.type == "cpu" and step.gradients_failed():
             break
-    bar.close()
     step.raise_first(epoch, len(loader))
     loss_sum, correct, counted = all_sum(*step.sums.tolist(), images)
     seconds = progress.seconds + time.perf_counter() - started

@@ -2,6 +2,7 @@
 
     python report.py        # reads results/logs/ and docs/conclusions.md, writes RESULTS.md and results/figures/
     python report.py --names                          # the figures that docs/conclusions.md may name, and what they are
+    python report.py --runs runs                      # runs of one's own: a table, Markdown to paste, and a CSV file
 
 The same logs give the same bytes (figures: with the same matplotlib). Only `docs/conclusions.md` is written by hand,
 and its figures too come out of the logs, by name. What cannot be used is named on the console and in RESULTS.md.
@@ -16,13 +17,14 @@ from pathlib import Path
 
 from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import PROJECT
-from evidence import conclusions, sources, tables
+from evidence import conclusions, own_runs, sources, tables
 from evidence.analysis import Answer, Network
 from evidence.drawings import draw
 from evidence.estimates import estimated
 from evidence.logs import Chapter, Remarks, read_logs
 from evidence.questions import EXPERIMENTS
 from evidence.runs import FOLDER, NAMES, Conditions
+from run_state.checkpoints import write_atomically
 
 RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "results/figures", "docs/conclusions.md"
 INTRODUCTION = """# Results
@@ -173,12 +175,33 @@ def oddities(remarks: Iterable[str]) -> str:
 # --------------------------------------------------------------------------------------------- the command line
 
 
+def tell_own_runs(root: Path) -> None:
+    """Print the table of the runs in a folder, and write it there as report.md and report.csv.
+
+    Raises:
+        InputError: there is no run, or the files cannot be written.
+    """
+    runs, remarks = own_runs.read_runs(root)
+    text = own_runs.as_markdown(runs)
+    print("\n".join([text, *remarks]))
+    for name, content in {"report.md": text, "report.csv": own_runs.as_csv(runs)}.items():
+        try:
+            write_atomically(root / name, content.encode())
+        except OSError as error:
+            raise InputError(f"runs: {root / name} cannot be written ({error.strerror})") from error
+        print(root / name)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs_dir", type=Path, default=FOLDER, help="folder of the runs of experiments")
     parser.add_argument("--target", type=Path, default=PROJECT, help="folder for RESULTS.md and results/figures/")
     parser.add_argument("--names", action="store_true", help="list the figures for docs/conclusions.md, and leave")
+    parser.add_argument("--runs", type=Path, help="a folder of runs of one's own, to be told in place of the report")
     options = parser.parse_args(argv)
+    if options.runs:
+        tell_own_runs(options.runs)
+        return
     if options.names:
         for name, figure in conclusions.collect(read(options.runs_dir)[0]).items():
             print(f"{name:60} {'not yet measured' if figure is None else figure}")

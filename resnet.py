@@ -4,6 +4,7 @@ A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -19,6 +20,7 @@ DEPTHS = {
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }
+WIDTH = 64  # channels of stage c2's bottlenecks; every later stage has twice those of the one before
 STEMS = ("imagenet", "compact", "cifar")  # the map that enters c2 is a quarter of the image's side, a half, the whole
 
 
@@ -27,6 +29,7 @@ def build_resnet(
     *,
     num_classes: int = 1000,
     stem: str = "imagenet",
+    width: int = WIDTH,
     zero_init_residual: bool = True,
     groups: int = 1,
     width_per_group: int = 64,
@@ -40,6 +43,7 @@ def build_resnet(
         num_classes: number of logits.
         stem: `imagenet` (7×7 with stride 2, then a max pool with stride 2), `compact` (3×3 with stride 2, no pool) or
             `cifar` (3×3 with stride 1, no pool).
+        width: channels of stage c2's bottlenecks, with the rest in proportion; the stem keeps its 64.
         zero_init_residual: start the last batch norm of every residual branch at γ = 0 (Goyal et al., 2017).
         groups: groups of the 3×3 convolutions (ResNeXt: 32).
         width_per_group: channels of a group in stage c2 (wide ResNet: 128 with one group; ResNeXt-50 32×4d: 4).
@@ -54,7 +58,7 @@ def build_resnet(
         raise ValueError(f"depth: {depth} is not allowed; takes one of {', '.join(map(str, DEPTHS))}")
     if stem not in STEMS:
         raise ValueError(f"stem: {stem} is not allowed; takes one of {', '.join(STEMS)}")
-    model = ResNet(
+    model = (ResNet if width == WIDTH else _scaled(width))(
         Bottleneck,
         list(DEPTHS[depth]),
         num_classes=num_classes,
@@ -69,6 +73,20 @@ def build_resnet(
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
+
+
+def _scaled(width: int) -> type[ResNet]:
+    """torchvision's ResNet with other channels than its 64, 128, 256 and 512."""
+
+    class ScaledResNet(ResNet):
+        def __init__(self, block: Any, layers: list[int], num_classes: int, **options: Any) -> None:
+            super().__init__(block, layers, num_classes, **options)
+            self.fc = nn.Linear(8 * width * block.expansion, num_classes)
+
+        def _make_layer(self, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
+            return super()._make_layer(block, planes * width // WIDTH, *arguments, **options)
+
+    return ScaledResNet
 
 
 def stage_sizes(image_size: tuple[int, int], stem: str) -> list[tuple[int, int]]:

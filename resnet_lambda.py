@@ -51,8 +51,9 @@ def build_lambda_resnet(
     """A λ-ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
-        depth, stem, resnet_options: as for `resnet.build_resnet`. Where a stride is replaced with a dilation, a local
-            scope grows so as to reach as far as it would. `norm_layer` makes the norms of queries and values, too.
+        depth, stem, resnet_options (such as `width`): as for `resnet.build_resnet`. Where a stride is replaced with a
+            dilation, a local scope grows so as to reach as far as it would. `norm_layer` makes the norms of queries and
+            values, too.
         stages: `C` or `L` for each of the stages c2 to c5.
         image_size: side, or height and width, of the images; the largest, for a global position context.
         share_embeddings: one position embedding for all the layers of a stage.
@@ -83,7 +84,7 @@ def build_lambda_resnet(
         _put_norms(model, resnet_options["norm_layer"])
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else _read(weights)
-        _load(model, _resized(model, state) if resize_weights else state)
+        _load(model, resized_state(model, state) if resize_weights else state)
     return model
 
 
@@ -162,7 +163,7 @@ def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim
     return model
 
 
-def _resized(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+def resized_state(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """A state dict with its global embeddings at the model's sizes."""
     state = dict(state)
     for name, layer in model.named_modules():

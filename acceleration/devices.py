@@ -11,6 +11,7 @@ import torch
 
 from acceleration.distributed import local_rank, size
 from command_line.errors import InputError
+from command_line.settings import counted
 
 try:
     import resource
@@ -54,18 +55,38 @@ def _check_own_device(device: torch.device) -> None:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; `auto` takes bf16 or fp16 where a GPU has units for it, else fp32.
+    """The precision of that name; `auto` takes bf16 where GPU or CPU computes in it, fp16 on other GPUs, else fp32.
 
     Raises:
         InputError: fp16 on a device that cannot scale losses.
     """
     if name == "auto":
         if device.type != "cuda":
-            return "fp32"
+            return "bf16" if device.type == "cpu" and cpu_computes_in_bf16() else "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name == "fp16" and device.type != "cuda":
         raise InputError(f"precision: fp16 needs a CUDA GPU, and the device is {device.type}; take bf16, fp32 or auto")
     return name
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes on that device in that precision, which is not `auto`."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def cpu_computes_in_bf16() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself (AVX512-BF16, AMX): others are slower with it than with fp32."""
+    asked = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return any(supported() for supported in asked)
+
+
+def why_precision(asked: str, chosen: str, device: torch.device) -> str:
+    """The reason for which `auto` has taken a precision, to stand after it; nothing where it was asked for by name."""
+    if asked != "auto":
+        return ""
+    computes = "does not compute in bf16" if chosen in ("fp32", "fp16") else "computes in it"
+    return f" (auto: this {device.type.upper()} {computes})"
 
 
 def set_determinism(deterministic: bool) -> None:
@@ -105,7 +126,8 @@ def describe_device(device: torch.device) -> str:
         names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:  # not Linux
         names = []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def reset_peak_memory(device: torch.device) -> None:

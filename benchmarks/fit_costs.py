@@ -50,10 +50,10 @@ def print_costs(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The shapes of the file, and the kind of its device."""
+    """The shapes of the file, and the kind of its device; files of earlier versions tell it less clearly."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return report["cases"], "cuda" if "cuda" in report["memory"] else "cpu"
+        return report["cases"], report.get("kind") or ("cuda" if "cuda" in report["memory"] else "cpu avx512")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"file: {path} is no file of benchmark.py layer ({type(error).__name__}: {error})") from error
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from acceleration.fast_layers import keep_freed_memory
 from benchmarks.measuring import MEMORY_HOW, measure, peak_memory
 from lambda_layer import LambdaLayer
-from lambda_ops.rule import COSTS, Way, choose_way, cost
+from lambda_ops.rule import COSTS, Way, choose_way, cost, device_kind
 from lambda_ops.sizes import Size
 from lambda_ops.tiles import Tiling
 
@@ -135,8 +135,7 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
     layer = case.layer().to(device)
     size, _, _, k, v, u = arguments = case.rule_arguments(layer)
     n = math.prod(size)
-    kind = device.type
-    chosen = chosen_ways(arguments, kind)
+    chosen, kind = chosen_ways(arguments, device.type), device_kind(device.type)
     estimated = lambda way, backward: cost(way, *arguments, costs=COSTS[kind, backward])  # noqa: E731
     modules: dict[str, nn.Module] = {"chosen": layer}
     left_out: dict[str, str] = {}
@@ -149,12 +148,12 @@ def layer_rows(case: Case, device: torch.device, batch: int) -> tuple[dict[str, 
         else:
             modules[way_name(way)] = forced(layer, way)
     products = batch * n * k * v * u
-    if products * n > MOST_PRODUCTS[kind] or n * n * k * u > MOST_EMBEDDING:
+    if products * n > MOST_PRODUCTS[device.type] or n * n * k * u > MOST_EMBEDDING:
         left_out["einsum"] = f"{products * n / 1e9:.1f} G products, E of {n * n * k * u / 2**18:.0f} MiB"
     else:
         modules["einsum"] = EinsumLambda(layer, case).to(device)
     table = math.prod(relative_embedding(layer).shape[2:])
-    if products * table > MOST_PRODUCTS[kind]:
+    if products * table > MOST_PRODUCTS[device.type]:
         left_out["conv3d"] = f"{products * table / 1e9:.1f} G products"
     else:
         modules["conv3d"] = Conv3dLambda(layer)
@@ -242,6 +241,7 @@ def benchmark_layer(device: torch.device, quick: bool) -> dict:
         "dtype": "float32",
         "unit": "milliseconds per batch: median, lower and upper quartile",
         "memory": MEMORY_HOW[device.type],
+        "kind": device_kind(device.type),
         "summary": summary,
         "cases": results,
     }

@@ -4,59 +4,113 @@ import argparse
 import dataclasses
 import difflib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from command_line.errors import InputError, Parser
 from command_line.paths import project_path
-from command_line.settings import Settings, base_type, optional
+from command_line.settings import Settings, as_word, base_type, groups, optional
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+TRUTHS = ("true", "false", "yes", "no")
 
 
-def read_flags(kind: type[Settings], argv: list[str] | None, script: str, description: str) -> dict[str, Any]:
+def read_flags(
+    kind: type[Settings],
+    argv: list[str] | None,
+    script: str,
+    description: str,
+    epilog: str = "",
+    other_names: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The settings that the flags of `argv` (the process's own by default) name; their values are not yet checked.
 
+    Args:
+        epilog: stands below the flags in `--help`, as it is.
+        other_names: what else a setting is called elsewhere, to the name that it has here.
+
     Raises:
-        InputError: there is no such flag; the nearest one is named.
+        InputError: there is no such flag; the one that was meant is named.
     """
-    parser = _Parser(prog=script, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for field in dataclasses.fields(kind):
-        help = f"{field.metadata['help']} (default: {'none' if field.default is None else field.default})"
-        options: dict[str, Any] = {"help": help.replace("%", "%%")}
-        if field.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": _reader(field), "metavar": base_type(field).__name__.upper()}
-        if field.metadata["alone"]:
-            options |= {"nargs": "?", "const": field.metadata["alone"], "metavar": "FOLDER"}
-        parser.add_argument(f"--{field.name}", **options)
+    parser = _Parser(
+        prog=script,
+        usage=f"python {script} [--SETTING VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.other_names = other_names
+    for heading, fields in groups(kind).items():
+        group = parser.add_argument_group(heading)
+        for field in fields:
+            group.add_argument(f"--{field.name}", **_options(field))
     return vars(parser.parse_args(argv))
 
 
 def flags(settings: Settings) -> list[str]:
     """The flags that give these settings in a shell, for those that are not at their defaults."""
     return [
-        _flag(field, getattr(settings, field.name))
+        flag(field, getattr(settings, field.name))
         for field in dataclasses.fields(settings)
         if getattr(settings, field.name) != field.default
     ]
 
 
 class _Parser(Parser):
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:  # type: ignore[override]
-        namespace, unknown = self.parse_known_args(*arguments)
+    other_names: Mapping[str, str] = MappingProxyType({})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        words = self.as_defined(args)
+        namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:
-            name = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"{unknown[0]} is not a flag{hint} (--help lists them all)")
-        return namespace
+            raise InputError(f"{unknown[0]} is not a flag{self._hint(unknown[0], words)} (--help lists them all)")
+        return namespace, unknown
+
+    def _hint(self, word: str, words: list[str]) -> str:
+        if not word.startswith("-"):
+            before = dict(zip(words[1:], words, strict=False)).get(word, "")
+            switch = isinstance(self._option_string_actions.get(before), argparse.BooleanOptionalAction)
+            name = before.removeprefix("--").removeprefix("no-")
+            return f"; --{name} takes no value: it is --{name} or --no-{name}" if switch else ""
+        name = word.split("=")[0]
+        if new := self.other_names.get(name.lstrip("-").replace("-", "_").lower()):
+            return f"; here it is --{new}"
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def _options(field: dataclasses.Field) -> dict[str, Any]:
+    help = f"{field.metadata['help']} (default: {as_word(field.default)})"
+    options: dict[str, Any] = {"help": help.replace("%", "%%")}
+    if field.type is bool:
+        return options | {"action": argparse.BooleanOptionalAction}
+    if field.metadata["alone"]:
+        options |= {"nargs": "?", "const": field.metadata["alone"]}
+    return options | {"type": _reader(field), "metavar": _metavar(field)}
+
+
+def _metavar(field: dataclasses.Field) -> str:
+    """What may follow the flag: `{lambda,baseline}`, `N|none`, `FOLDER`."""
+    if choices := field.metadata["limits"].get("choices"):
+        return f"{{{','.join(map(str, choices))}}}"
+    kind = "FOLDER" if field.metadata["path"] else METAVARS[base_type(field)]
+    return f"{kind}|none" if optional(field) else kind
 
 
 def _reader(field: dataclasses.Field) -> Callable[[str], Any]:
+    alone = field.metadata["alone"]
+
     def read(text: str) -> Any:
         if optional(field) and text.lower() == "none":
             return None
-        if field.metadata["path"] and text != field.metadata["alone"]:
+        if alone and text.lower() in TRUTHS:
+            raise argparse.ArgumentTypeError(
+                f"{text} is no folder; type --{field.name} for {alone}, --{field.name} FOLDER, or leave it out"
+            )
+        if field.metadata["path"] and text not in (alone, *field.metadata["words"]):
             return project_path(text)
         try:
             return base_type(field)(text)
@@ -66,7 +120,8 @@ def _reader(field: dataclasses.Field) -> Callable[[str], Any]:
     return read
 
 
-def _flag(field: dataclasses.Field, value: Any) -> str:
+def flag(field: dataclasses.Field, value: Any) -> str:
+    """The flag that gives a field this value in a shell."""
     if field.type is bool:
         return f"--{field.name}" if value else f"--no-{field.name}"
     return f"--{field.name} {'none' if value is None else shlex.quote(str(value))}"

@@ -7,9 +7,9 @@ import argparse
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from command_line.console import Unwritten, drop_unwritten, watched_console
 
@@ -30,7 +30,20 @@ class InputError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
+    """Refuses in one line; in a flag, hyphens may stand for underscores, and the other way round."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        return super().parse_known_args(self.as_defined(args), namespace)
+
+    def as_defined(self, args: Sequence[str] | None) -> list[str]:
+        """The words of a command line (the process's own by default), with each flag as it was defined."""
+        words = list(sys.argv[1:] if args is None else args)
+        defined = {name.replace("-", "_"): name for name in self._option_string_actions}
+        end = words.index("--") if "--" in words else len(words)  # what follows it is no flag
+        for place, (name, *value) in enumerate(word.split("=", 1) for word in words[:end]):
+            if name.startswith("--"):
+                words[place] = "=".join([defined.get(name.replace("-", "_"), name), *value])
+        return words
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)

@@ -21,6 +21,10 @@ from command_line.errors import InputError
 LARGEST = 2**31 - 1  # of any whole number: what is beyond it overflows somewhere
 
 
+class Heading(str):
+    """Among the fields of a class of settings: what those after it are about."""
+
+
 def setting(
     default: Any,
     help: str,
@@ -29,20 +33,23 @@ def setting(
     free: bool = False,
     path: bool = False,
     alone: str | None = None,
+    words: tuple[str, ...] = (),
     **limits: Any,
 ) -> Any:
     """A documented field.
 
     Args:
-        before: the value that does what was done before there was the setting, where that is not its default: a run
-            that was saved without the setting takes it.
+        before: the value that does what was done before there was the setting, which a run takes that was saved
+            without it; without one, whatever the default is. It stays when the default is edited.
         free: it may change between the start of a run and its resumption without making its figures another run's.
         path: the name of a file or folder.
         alone: the value that its flag means where none follows it.
+        words: of a path, what may stand in its place and names no file.
         limits: `choices`, `minimum`, `maximum` (both included), `above`, `below` (excluded).
     """
     before = default if before is dataclasses.MISSING else before
     metadata = {"help": help, "limits": limits, "before": before, "free": free, "path": path, "alone": alone}
+    metadata |= {"words": words}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,6 +63,32 @@ class Settings:
             if field.metadata["path"] and isinstance(value, os.PathLike):
                 object.__setattr__(self, field.name, os.fspath(value))
             check(field, getattr(self, field.name))
+
+
+def groups(kind: type[Settings]) -> dict[str, list[dataclasses.Field]]:
+    """The fields under each heading; those that stand before any are called settings."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    found: dict[str, list[dataclasses.Field]] = {}
+    for part in reversed(kind.__mro__):
+        heading = "settings"
+        for name, value in vars(part).items():
+            if isinstance(value, Heading):
+                heading = value
+            elif name in fields:
+                found.setdefault(heading, []).append(fields.pop(name))
+    return found
+
+
+def as_word(value: Any) -> str:
+    """A value as it is told to people: none, yes, no, 0.0005, lambda."""
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if type(value) is bool else str(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 epoch`, `1,200 epochs`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 Kind = TypeVar("Kind", bound=Settings)

@@ -28,6 +28,8 @@ class Loader(Protocol):
     def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Images (b, 3, s, s) and labels (b,) of an epoch on the device, from batch number `first` on.
 
+        Where images are mixed, the labels are (b, classes), the share of each class.
+
         Of several processes each gets its share: in training as many images as every other one, in a test perhaps
         one less, so that of the last batch there may be none.
         """
@@ -45,8 +47,10 @@ class OrderedLoader(Loader, Protocol):
         ...
 
 
-def check_shares(images: int, batch_size: int, sync_batch_norm: bool) -> None:
+def check_shares(images: int, batch_size: int, sync_batch_norm: bool, paired: bool = False) -> None:
     """Refuse a batch that the processes cannot share out evenly, or that leaves one of them too little for batch norm.
+
+    Where images are `paired`, each with the one half a batch further on, a process has both of them.
 
     Raises:
         InputError: naming what is too small.
@@ -60,6 +64,10 @@ def check_shares(images: int, batch_size: int, sync_batch_norm: bool) -> None:
         raise InputError(
             f"batch_size: {batch_size} leaves one image for each of {size()} processes, and batch norm needs two; "
             f"take {least} at least, or sync_batch_norm"
+        )
+    if paired and size() > 1 and training_batch(batch_size, images) % (2 * size()):
+        raise InputError(
+            f"batch_size: {batch_size} images, mixed in pairs, cannot be shared out evenly among {size()} processes"
         )
 
 

@@ -7,7 +7,7 @@ images. n images of a set.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,26 +15,29 @@ from PIL import Image
 from command_line.errors import InputError
 
 SPLIT_SEED = 0
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Where the images of a data set come from: `read(i)` gives image i of label `labels[i]`."""
+    """Where the images of a data set come from: `read(i)` gives image i, of label `labels[i]` and called `name(i)`."""
 
     read: Callable[[int], Image.Image]
     labels: np.ndarray  # (n,) int64
+    name: Callable[[int], str] = str  # its file, within the data set; of what has none, its number
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, index: np.ndarray) -> "ImageSet":
         """The images `index`, in that order."""
-        return ImageSet(partial(_read_part, self.read, index), self.labels[index])
+        read, name = partial(_of_part, self.read, index), partial(_of_part, self.name, index)
+        return ImageSet(read, self.labels[index], name)
 
 
 # a function of the module, and not a closure, so that a loader's worker can be sent it on every system
-def _read_part(read: Callable[[int], Image.Image], index: np.ndarray, i: int) -> Image.Image:
-    return read(int(index[i]))
+def _of_part(of_whole: Callable[[int], Value], index: np.ndarray, i: int) -> Value:
+    return of_whole(int(index[i]))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ data_dir/train and data_dir/val                              val is the test
 data_dir/<class>/*.jpg, or data_dir/train alone              with `test_fraction`
 """
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from command_line.errors import InputError
+from command_line.paths import printable
 from data_sources.fingerprint import fingerprint
 from data_sources.folders import Part, check_together, left_out_line, own_folders, scan
 from data_sources.image_set import ImageSet, Source, shuffled, split
@@ -123,12 +125,34 @@ def _test_and_validation(folder: Path, options: FolderOptions) -> tuple[Path | N
 
 def image_set(part: Part, whites: Whites | None = None) -> ImageSet:
     """The images of a part, each read when it is asked for."""
-    return ImageSet(partial(_read, part.paths, whites or {}), part.labels)
+    return ImageSet(partial(_read, part.paths, whites or {}), part.labels, partial(_name, part.folder, part.paths))
 
 
-# a function of the module, and not a closure, so that a loader's worker can be sent it on every system
+def every_image(folder: Path, whites: Whites) -> tuple[ImageSet, tuple[str, ...]]:
+    """The images of `folder`/test, or where there are no parts, of the folder; and the names of their classes.
+
+    Raises:
+        InputError: there are none, and where they might be.
+    """
+    if not folder.is_dir():
+        raise InputError(f"data_dir: there is no folder {folder}")
+    test = folder / "test"
+    if not test.is_dir() and (folder / "train").is_dir():
+        raise InputError(f"data_dir: there is no folder {test} beside train; take a data_dir with the images of a test")
+    part = scan(test if test.is_dir() else folder)
+    if not part.paths:
+        raise InputError(f"data_dir: {part.folder} holds no image")
+    return image_set(part, whites), part.classes
+
+
+# these are functions of the module, and not closures, so that a loader's worker can be sent them on every system
 def _read(paths: list[str], whites: Whites, i: int) -> Image.Image:
     return read_image(paths[i], whites)
+
+
+def _name(folder: Path, paths: list[str], i: int) -> str:
+    """Such as `test/cat/1.jpg`."""
+    return printable(os.path.relpath(paths[i], folder.parent).replace(os.sep, "/"))
 
 
 def _train_and_test(

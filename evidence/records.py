@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from log_data import CONFUSION
-from run_state.run_folder import CONFIG, METRICS, checkpoint_files, read_config
+from run_state.run_folder import CONFIG, CONFUSION, METRICS, checkpoint_files, read_config
 
 FAILURE = "failure.json"
 
@@ -29,7 +28,7 @@ class Record:
         if len(self.rows) < min(settings["epochs"], settings.get("stop_after") or settings["epochs"]):
             return "cut off"
         # killed between its last epoch and its confusion matrix, it has the checkpoint to make one
-        owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).with_suffix(".csv").exists()
+        owed = checkpoint_files(self.folder) and not (self.folder / CONFUSION).exists()
         return "cut off" if owed else "done"
 
     @property
@@ -61,10 +60,13 @@ def read_record(folder: Path) -> Record | None:
         return None
     path = folder / FAILURE
     failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return Record(configs[-1].parent, read_config(configs[-1].parent), _rows(configs[-1].parent), failure)
+    config = read_config(configs[-1].parent)
+    config["device"] = config["device"].replace(", 1 threads", ", 1 thread")  # as earlier versions wrote
+    return Record(configs[-1].parent, config, read_rows(configs[-1].parent), failure)
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run has written into metrics.jsonl, a row for each epoch."""
     path = folder / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

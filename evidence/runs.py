@@ -1,6 +1,6 @@
 """The runs of experiments: what each is called, what it is made of, where it lies, and carrying it out.
 
-A run is a variation (settings that differ from `user_input.py`, perhaps another network), a seed, and the conditions
+A run is a variation (settings that differ from the pinned ones, perhaps another network), a seed, and the conditions
 under which it is compared with others (data, device, precision, scale). These three are its folder:
 
     results/logs/<conditions>/<variation>/seed-<seed>/<Lambda|Baseline>/<run folder of main_general.py>/
@@ -25,11 +25,12 @@ from command_line.errors import InputError, one_line_errors
 from command_line.paths import PROJECT, project_path
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
+from evidence.pinned import pinned
 from evidence.records import FAILURE, Record, read_record
-from log_data import drop_embeddings
 from main_general import main
 from model_preparation import MakeModel, build_model
 from nntrain import NonFinite
+from run_state.board import drop_embeddings
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, checkpoint_files, locked
 from user_input import FREE_ON_RESUME, UserInput
@@ -38,13 +39,14 @@ FOLDER = PROJECT / "results" / "logs"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}  # of data sets, beside figures
 OUTPUT = "output.txt"  # what a run's process printed; not committed
 FIELDS = {field.name: field for field in dataclasses.fields(UserInput)}
+PINNED = pinned()
 
 
 @dataclass(frozen=True)
 class Variation:
-    """What a run changes of the defaults of `user_input.py`; made by `vary`, so that equal ones compare as equal."""
+    """What a run changes of the values that are pinned; made by `vary`, so that equal ones compare as equal."""
 
-    settings: tuple[tuple[str, Any], ...]  # in the order of `UserInput`, none of them at its default
+    settings: tuple[tuple[str, Any], ...]  # in the order of `UserInput`, none of them at its pinned value
     network: str | None = None  # a name in `NETWORKS`
     title: str | None = None  # its folder's name, where it is not made of all that it changes
 
@@ -54,7 +56,7 @@ class Variation:
         if self.title:
             return self.title
         settings = dict(self.settings)
-        parts = [self.network or settings.get("model", FIELDS["model"].default)]
+        parts = [self.network or settings.get("model", PINNED["model"])]
         for name, value in settings.items():
             if isinstance(value, bool):
                 parts.append(name if value else f"no-{name}")
@@ -71,12 +73,10 @@ def vary(network: str | None = None, title: str | None = None, **settings: Any) 
     """The variation of these settings, written in one way: `stages="CCCC"` is the baseline, `LLLL` needs no mention."""
     if network is None and settings.get("stages") == "CCCC":
         settings |= {"model": "baseline"}
-    word = UserInput(model=settings.get("model", FIELDS["model"].default)).stage_word
+    word = UserInput(**PINNED | {"model": settings.get("model", PINNED["model"])}).stage_word
     if settings.get("stages") == word:
         settings.pop("stages")
-    changed = [
-        (name, settings[name]) for name, field in FIELDS.items() if settings.get(name, field.default) != field.default
-    ]
+    changed = [(name, settings[name]) for name, usual in PINNED.items() if settings.get(name, usual) != usual]
     if unknown := settings.keys() - FIELDS.keys():
         raise InputError(f"{', '.join(sorted(unknown))}: no such setting")
     return Variation(tuple(changed), network, title)
@@ -145,18 +145,18 @@ class Run:
     @cached_property
     def args(self) -> UserInput:
         """The settings of the run, at its scale."""
-        conditions, settings = self.conditions, dict(self.variation.settings)
-        args = UserInput(
-            **settings,
-            seed=self.seed,
-            dataset=conditions.dataset,
-            data_dir=conditions.data_dir,
-            device=conditions.device,
-            precision=conditions.precision,
-            runs_dir=project_path(str(self.folder)),
+        conditions = self.conditions
+        own = {
+            "seed": self.seed,
+            "dataset": conditions.dataset,
+            "data_dir": conditions.data_dir,
+            "device": conditions.device,
+            "precision": conditions.precision,
+            "runs_dir": project_path(str(self.folder)),
             # an epoch on a CPU is minutes, and one on a GPU is not much longer than writing a checkpoint
-            checkpoint_every=1 if conditions.device == "cpu" else UserInput.checkpoint_every,
-        )
+            "checkpoint_every": 1 if conditions.device == "cpu" else PINNED["checkpoint_every"],
+        }
+        args = UserInput(**PINNED | dict(self.variation.settings) | own)
         scaled: dict[str, Any] = {"epochs": max(1, round(args.epochs * conditions.epochs_scale))}
         if conditions.images_scale != 1.0:
             scaled["training_images"] = round(training_count(args) * conditions.images_scale)

@@ -49,9 +49,10 @@ def recomputed(order: Callable) -> Callable:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Autocast off for the device of `x`, where there is autocast at all; the meta device has none."""
+    """Autocast off for the device of `x`; the meta device has none."""
+    # `torch.amp.is_autocast_available` would break the graph of PyTorch 2.6's compiler
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:

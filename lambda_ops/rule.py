@@ -36,18 +36,29 @@ class Costs(NamedTuple):
     fourier_lambda: float  # one entry of λ_p (b, n, k, v)
 
 
-# cpu: fitted to timings from 8×8 to 64×64, d 64 to 512, of two AVX-512 cores (Zen 4), float32, PyTorch 2.15, and then
+# cpu avx512: fitted to timings from 8×8 to 64×64, d 64 to 512, of two cores (Zen 4), float32, PyTorch 2.15, and then
 # shifted by hand. `fit_costs.py` on the committed timings: above 1.1 times the fastest forced way for 1 of 32 shapes
 # (forward alone: 3); costs fitted to these very timings are so for 2 (5).
+# cpu avx2: the same shapes on the same cores, which PyTorch 2.14 and oneDNN were told to use as AVX2 cores, shifted
+# from those above until of these timings 2 of 32 shapes (forward alone: 1) were above 1.1 times, the worst at 1.13.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
-COSTS = {  # (device, whether a backward pass follows)
-    ("cpu", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
-    ("cpu", False): Costs(0.0108, 0.284, 1.26, 0.218, 0.362, 0, 0.6, 1.0, 0.0113, 0.0212, 1.13),
+COSTS = {  # (kind of device, whether a backward pass follows)
+    ("cpu avx512", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
+    ("cpu avx512", False): Costs(0.0108, 0.284, 1.26, 0.218, 0.362, 0, 0.6, 1.0, 0.0113, 0.0212, 1.13),
+    ("cpu avx2", True): Costs(0.0636, 1.39, 6.8, 1.65, 1.5, 265, 2.3, 3.9, 0.796, 0.0879, 3.05),
+    ("cpu avx2", False): Costs(0.0133, 0.278, 1.26, 0.33, 0.362, 0, 0.6, 0.679, 0.011, 0.022, 1.13),
     ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3, 2e-4, 0.02),
     ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4, 5e-5, 0.006),
 }
 NOMINAL_BATCH = 8  # images that share the expanding of the embedding: the way shall not depend on the batch
 MOST_EXPANDED = 2**24  # floats of the expanded embedding: 64 MiB, and as much again for its gradient
+
+
+def device_kind(device: str) -> str:
+    """The kind of device in `COSTS` that one of that type is, or is taken for."""
+    if device != "cpu":
+        return "cuda"
+    return "cpu avx512" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else "cpu avx2"
 
 
 @torch.compiler.assume_constant_result
@@ -76,7 +87,7 @@ def _cheapest(
     if not only_whole:
         ways = [way for way in [*ways, Way("fourier")] if _expanded(way, size, scope, k, u) <= MOST_EXPANDED]
         ways += [Way("convolution"), Way("fft")]
-    costs = COSTS.get((device, backward), COSTS["cuda", backward])
+    costs = COSTS[device_kind(device), backward]
     return min(ways, key=lambda way: cost(way, size, scope, h, k, v, u, costs))
 
 

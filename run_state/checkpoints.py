@@ -53,6 +53,7 @@ ROW_FORM = {
 VALIDATION_FORM = {"validation_loss": 0.0, "validation_top1": 0.0}
 FURTHER_TESTS = ("training_mode", "average")
 FURTHER_FORM = {f"test_{figure}_{test}": 0.0 for test in FURTHER_TESTS for figure in ("loss", "top1")}
+FURTHER_FORM |= {"validation_top5": 0.0, "test_top5": 0.0}
 OPTIMIZER_STATE = {
     optim.SGD: {"momentum_buffer"},
     optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -82,6 +83,21 @@ class RunState:
     def is_best(self) -> bool:
         """Whether the network is, at this moment, the best so far."""
         return self.progress.steps == 0 and self.epochs_done == self.best_epoch
+
+    @property
+    def lowest_loss(self) -> dict[str, Any] | None:
+        """The first row of those with the lowest loss on the validation images; None where there are none."""
+        judged = [row for row in self.rows if "validation_loss" in row]
+        return min(judged, key=lambda row: row["validation_loss"]) if judged else None
+
+    def out_of_patience(self, args: UserInput) -> bool:
+        """Whether the loss on the validation images has not fallen for as many epochs as the settings allow."""
+        lowest = self.lowest_loss
+        return args.patience is not None and lowest is not None and self.epochs_done - lowest["epoch"] >= args.patience
+
+    def ended(self, args: UserInput) -> bool:
+        """Whether there is no more to train, by the settings."""
+        return self.epochs_done >= args.last_epoch or self.out_of_patience(args)
 
     def checkpoint_name(self) -> str:
         """Names of a run sort as its states do: as many digits as its last epoch takes, four at least."""
@@ -155,7 +171,7 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
             unfinished.unlink()
     lines: list[str] = []
     config, newest = read_config(folder), None
-    _agree(args, config, folder)
+    agree(args, config, folder)
     read = partial(_read_sound, identity=config["id"], args=args, training=training)
     for path in reversed(checkpoint_files(folder)):
         if newest := read(path, lines):
@@ -171,7 +187,8 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
     return newest, lines + _mend_best(folder, newest, best, read)
 
 
-def _agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
+def agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
+    """Raise `InputError` where the settings that define a run's figures are not those that `source` has."""
     if differences := contradictions(args, saved_settings(config, source)):
         raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
 
@@ -184,7 +201,7 @@ def _read_sound(
         saved = read_checkpoint(path)
         if saved["config"]["id"] != identity:
             raise InputError("it is another run's")
-        _agree(args, saved["config"], path)
+        agree(args, saved["config"], path)
         check_form(saved, training)
         _restore(saved, training)
     except Exception as error:  # a damaged file fails in whichever way its bytes happen to
@@ -236,7 +253,8 @@ def check_form(saved: dict[str, Any], training: Training) -> None:
     _check(progress["steps"] >= 0, "progress.steps is below zero")
     _check_like(given["model"], fresh["model"], "model")
     _check_optimizer(given["optimizer"], training.optimizer)
-    _check_like(given["scheduler"], {"last_epoch": 0, "base_lrs": [0.0], "_last_lr": [0.0]}, "scheduler")
+    rates = [0.0] * len(training.optimizer.param_groups)
+    _check_like(given["scheduler"], {"last_epoch": 0, "base_lrs": rates, "_last_lr": rates}, "scheduler")
     done = state.epochs_done
     if training.rate_by_step:
         done = done * training.steps_per_epoch + state.progress.steps

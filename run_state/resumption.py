@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import InputError, one_line_errors
-from run_state.run_folder import CONFIG, find_run, group_folder, read_config
+from command_line.paths import project_path
+from run_state.run_folder import CONFIG, checkpoint_files, find_run, group_folder, position, quoted, read_config
 from run_state.saved_settings import saved_settings
 from user_input import FREE_ON_RESUME, UserInput, default_settings, given_settings
 
@@ -26,6 +27,7 @@ def load_settings(argv: list[str] | None = None) -> UserInput:
         config = read_config(folder)
         saved = saved_settings(config, folder / CONFIG)
         edited = {name: value for name, value in _edited(config).items() if name not in given}
+        _check_epochs({**edited, **given}.get("epochs", saved.epochs), saved, folder)
         _check_edited(edited, saved, folder)
         return dataclasses.replace(saved, **{**edited, **given, "resume": str(folder)})
 
@@ -36,6 +38,34 @@ def _edited(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(before, dict):  # a run of an earlier version
         return {}
     return {name: value for name, value in default_settings().items() if name in before and before[name] != value}
+
+
+def _check_epochs(epochs: int, saved: UserInput, folder: Path) -> None:
+    """Refuse another number of epochs, and say what there is in its place: the schedule that was followed has its own.
+
+    Raises:
+        InputError: it is another one than the run's.
+    """
+    done, run = max(map(position, checkpoint_files(folder)), default=(0, 0))[0], quoted(folder)
+    if epochs == saved.epochs:
+        return
+    if epochs <= done:
+        raise InputError(
+            f"epochs: {run} has done {done} of {saved.epochs} epochs already; --stop_after ends a run early"
+        )
+    anew = dataclasses.replace(
+        saved, init_from=project_path(str(folder)), epochs=epochs - done, stop_after=None, resume=None
+    )
+    if done >= saved.epochs:
+        state = f"has done its {done} epochs, with which the learning rate of its schedule has come to its end"
+        choice = "To train on"
+    else:
+        state = f"has done {done} of {saved.epochs} epochs, on a schedule of so many, which is not bent to {epochs}"
+        choice = f"To the end of its own schedule: --resume {run}. To train for {epochs - done} more in its place"
+    raise InputError(
+        f"epochs: {run} {state}. {choice}, from its last weights, with a new schedule and in a new folder, which names "
+        f"this run: {anew.command()}"
+    )
 
 
 def _check_edited(edited: dict[str, Any], saved: UserInput, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from command_line import errors
 from command_line.errors import InputError
+from user_input import UserInput
 
 try:
     import fcntl
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
+CONFUSION = "confusion.csv"  # the last file that a run writes
 LOCK = "lock"
 LOCK_PATIENCE = 10.0  # seconds; the loader's workers outlive a killed process, and hold its lock, for five or so
 CHECKPOINTS = "checkpoints"
@@ -35,13 +37,16 @@ def group_folder(runs: Path, model: str) -> Path:
     return runs / GROUPS[model]
 
 
-def make_run_folder(group: Path, initial_lr: float) -> Path:
-    """Make `<group>/<MonDD_HH-MM-SS>_lr<lr>_<host>`; a number follows where that name is taken.
+def make_run_folder(group: Path, args: UserInput) -> Path:
+    """Make `<group>/lambda50_cifar10_LLLL_imagenet_seed0_<MonDD_HH-MM-SS>_lr<lr>_<host>`.
+
+    A number follows where that name is taken.
 
     Raises:
         InputError: `runs_dir` cannot be written.
     """
-    name = f"{datetime.now():%b%d_%H-%M-%S}_lr{initial_lr:g}_{host_name()}"
+    what = f"{args.model}{args.depth}_{args.dataset}_{args.stage_word}_{args.stem}_seed{args.seed}"
+    name = f"{what}_{datetime.now():%b%d_%H-%M-%S}_lr{args.initial_lr:g}_{host_name()}"
     try:
         group.mkdir(parents=True, exist_ok=True)
         return _make_new(group, name)

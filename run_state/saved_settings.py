@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import InputError
-from data_preprocessing import fits_in_memory
-from data_sources.normalisation import IMAGENET_STATISTICS
 from user_input import SMALL_IMAGE, UserInput, from_saved
 
 
 def saved_settings(config: dict[str, Any], source: Path) -> UserInput:
     """The settings of `config`, which `source` holds: a run's config.json, or a checkpoint.
+
+    A precision that `auto` has settled stays, whatever device the run goes on with; but for fp16, which only a GPU has.
 
     Before there was the setting `augmentation`, small images that did not fit in memory were cropped and normalised as
     ImageNet's: such a run has `resized_crop`.
@@ -20,6 +20,8 @@ def saved_settings(config: dict[str, Any], source: Path) -> UserInput:
         InputError: a setting of another version cannot be honoured, or what is said of the data is damaged.
     """
     args = from_saved(config["settings"], source)
+    if args.precision == "auto" and config.get("precision") in ("fp32", "bf16"):
+        args = dataclasses.replace(args, precision=config["precision"])
     if "augmentation" in config["settings"] or args.image_size > SMALL_IMAGE:
         return args
     try:
@@ -30,6 +32,9 @@ def saved_settings(config: dict[str, Any], source: Path) -> UserInput:
 
 
 def _streamed(args: UserInput, data: dict[str, Any]) -> bool:
+    from data_preprocessing import fits_in_memory  # here, since they load PyTorch, which most command lines need not
+    from data_sources.normalisation import IMAGENET_STATISTICS  # likewise
+
     if args.normalisation == "auto":
         return tuple(data["mean"]) == IMAGENET_STATISTICS[0]
     images = data["train_images"] + data["test_images"]

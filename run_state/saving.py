@@ -28,7 +28,7 @@ class Saver:
     def due_by_epochs(self) -> bool:
         """Whether one is due after the epochs that are done."""
         done = self.state.epochs_done
-        return done % self.args.checkpoint_every == 0 or done == self.args.last_epoch
+        return done % self.args.checkpoint_every == 0 or self.state.ended(self.args)
 
     def due_by_minutes(self) -> bool:
         """Whether the last one is old, on which all processes agree: so each must ask equally often."""

@@ -46,6 +46,7 @@ class TrainedNetwork:
     view: Callable[[Image.Image], Image.Image]  # an RGB image of any size -> s × s pixels, as in the run's test
     whites: Whites  # what was white in the run's images of more than 8 bits
     file: Path  # the checkpoint
+    config: dict[str, Any]  # what the run says of itself, as in config.json
 
     @property
     def title(self) -> str:
@@ -132,6 +133,7 @@ def _rebuild(saved: dict[str, Any], path: Path) -> TrainedNetwork:
         view=centre_view(args),
         whites={str(kind): float(white) for kind, white in data.get("whites", {}).items()},
         file=path,
+        config=config,
     )
 
 

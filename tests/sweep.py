@@ -13,7 +13,6 @@ import importlib.util
 import os
 import socket
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,258 +22,33 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import sweep_packages  # noqa: F401 - puts its cases among them
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from sweep_tools import (
+    CASES,
+    PROJECTIONS,
+    SETTINGS,
+    case,
+    images,
+    lambda_layers,
+    network,
+    refused,
+    same,
+    train_step,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from acceleration.fast_layers import quicken
 from lambda_layer import LambdaLayer
 from resnet_lambda import build_lambda_resnet
-
-CLASSES, SIDE = 3, 32
-SETTINGS = {"stem": "compact", "image_size": SIDE, "num_classes": CLASSES}
-PROJECTIONS = ("to_queries", "to_values")
-CASES: dict[Callable[[], None], str] = {}  # each with the package that it needs
-
-
-def case(package: str = "torch") -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Put a function among the cases; its name is what it shows."""
-
-    def register(function: Callable[[], None]) -> Callable[[], None]:
-        CASES[function] = package
-        return function
-
-    return register
-
-
-def network(**options: object) -> nn.Module:
-    """A small λ-ResNet in evaluation mode, whose norms have seen images and whose branches count."""
-    torch.manual_seed(0)
-    model = build_lambda_resnet(26, **SETTINGS, **options)
-    for name, weight in model.named_parameters():
-        if name.endswith("bn3.weight"):
-            nn.init.constant_(weight, 0.2)
-    update_bn([images(16)], model)
-    return quicken(model).eval()
-
-
-def images(count: int = 4) -> Tensor:
-    return torch.randn(count, 3, SIDE, SIDE)
-
-
-def lambda_layers(model: nn.Module) -> list[LambdaLayer]:
-    return [module for module in model.modules() if isinstance(module, LambdaLayer)]
-
-
-def train_step(model: nn.Module, x: Tensor, rate: float = 1e-3) -> None:
-    """A step of SGD, after which every parameter that is trained has a gradient."""
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    F.cross_entropy(model(x), torch.arange(len(x)) % CLASSES).backward()
-    without = [name for name, value in trained.items() if value.grad is None or not value.grad.isfinite().all()]
-    assert not without, f"no finite gradient for {len(without)} of {len(trained)}: {', '.join(without[:3])}"
-    torch.optim.SGD(trained.values(), lr=rate).step()
-
-
-def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-3) -> None:
-    """Up to a part of the expected tensor's length."""
-    error = ((actual - expected).norm() / expected.norm()).item()
-    assert error <= tolerance, f"{error:.2g} away"  # which NaN is not
-
-
-@case("peft")
-def lora_trains_and_merges() -> None:
-    from peft import LoraConfig, get_peft_model  # where it is installed
-
-    model, x = network(), images()
-    adapted = get_peft_model(
-        copy.deepcopy(model), LoraConfig(target_modules=list(PROJECTIONS), init_lora_weights=False)
-    )
-    adapters = [value for name, value in adapted.named_parameters() if "lora_" in name]
-    assert len(adapters) == 2 * len(PROJECTIONS) * len(lambda_layers(model))
-    assert all(value.requires_grad for value in adapters)
-    train_step(adapted.train(), x)
-    assert all(value.grad.any() for value in adapters)
-    with torch.no_grad():
-        before = adapted.eval()(x)
-        assert (before - model(x)).norm() > 0.01 * before.norm()
-        same(adapted.merge_and_unload()(x), before)
-
-
-@case("peft")
-def ia3_and_lora_of_every_kind_of_layer() -> None:
-    from peft import IA3Config, LoraConfig, get_peft_model  # where it is installed
-
-    for config in (
-        LoraConfig(target_modules="all-linear", use_dora=True),
-        LoraConfig(target_modules=["to_keys", "conv1", "conv3"], modules_to_save=["fc"]),
-        IA3Config(target_modules=list(PROJECTIONS), feedforward_modules=[]),
-    ):
-        adapted, x = get_peft_model(network(), config), images()
-        train_step(adapted.train(), x)
-        with torch.no_grad():
-            before = adapted.eval()(x)
-            same(adapted.merge_and_unload()(x), before)
-
-
-@case("torchao")
-def torchao_weights_in_eight_bits() -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # where it is installed
-
-    model, x = network(), images()
-    quantised = copy.deepcopy(model)
-    quantize_(quantised, Int8WeightOnlyConfig())
-    assert all(type(layer.to_values.weight) is not nn.Parameter for layer in lambda_layers(quantised))
-    with torch.no_grad():
-        same(quantised(x), model(x), 0.1)
-
-
-@case("torchao")
-def torchao_trains_with_quantisation_in_mind() -> None:
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_  # where it is installed
-    from torchao.quantization.granularity import PerAxis  # where it is installed
-    from torchao.quantization.qat import QATConfig  # where it is installed
-
-    model, x = network(), images()
-    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-    quantize_(model, QATConfig(config, step="prepare"))
-    train_step(model.train(), x)
-    with torch.no_grad():
-        prepared = model.eval()(x)
-        quantize_(model, QATConfig(config, step="convert"))
-        same(model(x), prepared, 0.1)
-
-
-@case()
-def quantize_dynamic_of_torch() -> None:
-    model, x = network(), images()
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    assert not any(type(layer.to_values) is nn.Linear for layer in lambda_layers(quantised))
-    with torch.no_grad():
-        same(quantised(x), model(x), 0.1)
-
-
-@case("accelerate")
-def accelerate_offloads() -> None:
-    from accelerate import cpu_offload  # where it is installed
-
-    model, x = network(share_embeddings=True), images()
-    offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
-    assert all(layer.to_values.weight.device.type == "meta" for layer in lambda_layers(offloaded))
-    with torch.no_grad():
-        same(offloaded(x), model(x))
-
-
-@case("accelerate")
-def accelerate_builds_empty_and_loads() -> None:
-    from accelerate import init_empty_weights, load_checkpoint_and_dispatch  # where it is installed
-
-    model, x = network(), images()
-    with init_empty_weights():
-        empty = build_lambda_resnet(26, **SETTINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(model.state_dict(), file := Path(folder) / "model.bin")
-        loaded = load_checkpoint_and_dispatch(empty, str(file), device_map={"": "cpu"}).eval()
-    with torch.no_grad():
-        same(loaded(x), model(x))
-
-
-@case("accelerate")
-def accelerate_prepares_and_accumulates() -> None:
-    from accelerate import Accelerator  # where it is installed
-
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
-    model = network().train()
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-3))
-    for _ in range(2):
-        with accelerator.accumulate(model):
-            loss = F.cross_entropy(model(images()).float(), torch.arange(4) % CLASSES)
-            accelerator.backward(loss)
-            assert all(value.grad.isfinite().all() for value in model.parameters())
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-@case("opacus")
-def opacus_gradients_of_each_sample() -> None:
-    from opacus import GradSampleModule  # where it is installed
-
-    layer = LambdaLayer(8, 6, scope=3, heads=2)
-    layer.norm_queries, layer.norm_values = nn.GroupNorm(4, 32), nn.GroupNorm(1, 3)
-    for mode in ("hooks", "functorch"):
-        x, twin = torch.randn(5, 8, 4, 6), copy.deepcopy(layer)
-        modes = {"force_functorch": True} if mode == "functorch" else {}
-        wrapped = GradSampleModule(twin, loss_reduction="sum", strict=False, **modes)
-        wrapped(x).square().sum().backward()
-        for name, value in layer.named_parameters():
-            each = [torch.autograd.grad(layer(one[None]).square().sum(), value)[0] for one in x]
-            same(twin.get_parameter(name).grad_sample, torch.stack(each))
-
-
-@case("opacus")
-def opacus_trains_in_private() -> None:
-    from opacus import PrivacyEngine  # where it is installed
-    from opacus.validators import ModuleValidator  # where it is installed
-
-    model = ModuleValidator.fix(nn.Sequential(nn.Conv2d(3, 8, 1), LambdaLayer(8, 64, scope=3)))
-    model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)).train()
-    assert not ModuleValidator.validate(model)
-    data = torch.utils.data.TensorDataset(images(12), torch.arange(12) % CLASSES)
-    loader, optimizer = torch.utils.data.DataLoader(data, batch_size=4), torch.optim.SGD(model.parameters(), lr=0.1)
-    model, optimizer, loader = PrivacyEngine(accountant="rdp").make_private(
-        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
-    )
-    before = [value.clone() for value in model.parameters()]
-    for x, labels in loader:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
-        optimizer.step()
-    assert all(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
-
-
-@case("timm")
-def timm_freezes_norms() -> None:
-    from timm.layers import freeze_batch_norm_2d  # where it is installed
-
-    model, x = network(), images()
-    expected = model(x)
-    frozen = freeze_batch_norm_2d(copy.deepcopy(model)).train()
-    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in frozen.modules())
-    train_step(frozen, x, rate=0.0)
-    same(frozen(x), expected)
-
-
-@case("timm")
-def timm_averages_weights_and_clips_gradients() -> None:
-    from timm.optim import create_optimizer_v2  # where it is installed
-    from timm.utils import ModelEmaV3, adaptive_clip_grad  # where it is installed
-
-    model = network().train()
-    average, optimizer = ModelEmaV3(model, decay=0.5), create_optimizer_v2(model, opt="lamb", lr=1e-3)
-    F.cross_entropy(model(images()), torch.arange(4) % CLASSES).backward()
-    adaptive_clip_grad(model.parameters())
-    optimizer.step()
-    average.update(model)
-    assert average.module.eval()(images()).isfinite().all()
-
-
-@case("timm")
-def timm_lets_layers_learn_at_rates_of_their_own() -> None:
-    from timm.optim import param_groups_weight_decay  # where it is installed
-
-    model = network()
-    groups = param_groups_weight_decay(model, weight_decay=0.1)
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    norms = {id(layer.norm_values.weight) for layer in lambda_layers(model)}
-    assert norms <= {id(value) for group in groups if not group["weight_decay"] for value in group["params"]}
 
 
 @case()
@@ -447,15 +221,6 @@ def scripts_and_strict_exports_are_refused() -> None:
     refused(RuntimeError, lambda: torch.jit.script(layer))
     refused(RuntimeError, lambda: torch.export.export(layer, (x,), strict=True))
     same(torch.export.export(layer, (x,), strict=False).module()(x), layer(x))
-
-
-def refused(error: type[Exception], function: Callable[[], object]) -> None:
-    """What the page calls a limit is still one; else the page is to be changed."""
-    try:
-        function()
-    except error:
-        return
-    raise AssertionError("a limit of the page is none any more")
 
 
 def outcome(function: Callable[[], None], package: str) -> str:

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -11,14 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torchvision.models.resnet import Bottleneck, ResNet
 
 import export_model
+import nntest
 import predict
+import report
 from command_line.paths import PROJECT
 from lambda_layer import LambdaLayer
-from main_general import main
+from main_general import RunResult, main
 from resnet import DEPTHS
 from run_state.resumption import load_settings
+from run_state.run_folder import read_config
 from user_input import load_user_input
 
 sys.path.insert(0, str(PROJECT / "docs"))
@@ -37,6 +42,7 @@ EXECUTED_BY = {
     r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
     r"python docs/update_links.py": "test_docs.py::test_links_into_the_code_have_their_lines",
     r"python predict.py .*": "run_state/test_trained_network.py::test_predictions_of_the_test_images",
+    r"python nntest.py .*": "test_testing_alone.py::test_the_runs_own_test_comes_out_as_in_the_run",
     r"python draw_embeddings.py .*": "run_state/test_trained_network.py::test_embeddings_are_drawn",
     r"python export_model.py .*": "run_state/test_trained_network.py::test_exports_give",
     r"python experiments.py .*": "test_experiments.py::test_the_command_line",
@@ -105,21 +111,34 @@ def test_the_walk_through_leads_from_photographs_to_an_exported_network(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(photos / "train", tmp_path / "photos")
+    shutil.copytree(photos / "test", tmp_path / "more_photos")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is shown, any depth has
-    train, *others = [
+    for depth in (26, 50):
+        monkeypatch.setitem(DEPTHS, depth, (1, 1, 1, 1))  # what is shown, any depth has
+    torch.save(ResNet(Bottleneck, [1, 1, 1, 1]).state_dict(), tmp_path / "photos" / "resnet50-11ad3fa6.pth")
+    monkeypatch.setattr(export_model, "save_onnx", lambda program, about, path: path.write_text(about["classes"]))
+    commands = [
         shlex.split(line)[1:]
         for language, block in blocks(PROJECT / "docs" / "training_on_your_images.md")
         for line in block.splitlines()
         if not language
     ]
-    assert [script for script, *_ in (train, *others)] == ["main_general.py", "predict.py", "export_model.py"]
-    result = main(load_settings([*train[1:], "--runs_dir", "runs", "--epochs", "2"]))
-    monkeypatch.setattr(export_model, "save_onnx", lambda program, about, path: path.write_text(about["classes"]))
-    for script, *flags in others:
-        given = [str(result.folder) if flag == "runs/Lambda/<run>" else flag for flag in flags]
-        {"predict.py": predict, "export_model.py": export_model}[script].main(given)
+    scripts = {"nntest.py": nntest, "predict.py": predict, "report.py": report, "export_model.py": export_model}
+    assert {script for script, *_ in commands} == {"main_general.py", *scripts}
+    runs: list[RunResult] = []
+    for script, *flags in commands:
+        given = [str(runs[0].folder) if flag == "runs/Lambda/<run>" else flag for flag in flags]
+        if script == "main_general.py":
+            shorter = ["--epochs", "1" if runs else "2", "--image_size", "64"]
+            runs.append(main(load_settings([*given, "--runs_dir", "runs", *shorter])))
+        else:
+            scripts[script].main(given)
+    result = runs[0]
+    assert ["init" in read_config(run.folder) for run in runs] == [False, True, True]
     assert len((tmp_path / "seen.csv").read_text().splitlines()) == 1 + 33
+    tests = result.folder.glob("tests/*/test.json")
+    images = {path.parent.name: json.loads(path.read_text())["images"] for path in tests}
+    assert images == {"epoch0002": 7, "epoch0002_more_photos": 15}
     assert (tmp_path / "photos.onnx").read_text() == '["nought", "one", "two"]'
     assert (result.folder / "checkpoints" / "best.pt").exists()
 
@@ -139,7 +158,8 @@ def test_each_line_of_what_works_names_tests_that_are_there() -> None:
 
 def test_the_page_has_every_line_of_the_sweep() -> None:
     text = (PROJECT / "docs" / "what_works.md").read_text(encoding="utf-8")
-    cases = re.findall(r"^@case\(.*\)\ndef (\w+)", (PROJECT / "tests" / "sweep.py").read_text(encoding="utf-8"), re.M)
+    files = [path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("sweep*.py")]
+    cases = re.findall(r"^@case\(.*\)\ndef (\w+)", "\n".join(files), re.M)
     assert len(cases) > 20
     for name in cases:
         assert f"sweep.py::{name}`" in text

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import set_defaults
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import experiments
-import log_data
 import main_general
 from command_line.errors import InputError
 from evidence import estimates
@@ -23,6 +23,7 @@ from evidence.networks import (
     LocalSelfAttention2d,
     plain_content,
 )
+from evidence.pinned import PINNED, pinned
 from evidence.processes import facts, state
 from evidence.questions import EXPERIMENTS, Experiment
 from evidence.records import read_record
@@ -30,6 +31,7 @@ from evidence.runs import Conditions, Run, carry_out, vary
 from experiments import choose_runs, find_conditions, parse
 from lambda_layer import content_output
 from model_preparation import build_model
+from run_state import board
 from user_input import UserInput
 
 CLASSES = 10
@@ -66,6 +68,21 @@ def test_every_variation_can_be_run_and_has_a_name_of_its_own(conditions: Condit
     for variation in everything:
         assert Run(variation, 0, conditions).args.training_images in (287, 259)  # a fifth; less those held back
         assert variation.make_model in (build_model, *NETWORKS.values())
+
+
+def test_an_edited_default_changes_no_experiment(conditions: Conditions) -> None:
+    runs = [Run(variation, 0, conditions) for each in EXPERIMENTS.values() for variation in each.variations.values()]
+    before = [run.args for run in runs]
+    assert vars(UserInput()) == pinned() == PINNED, "a new setting is pinned in evidence/pinned.py, at what runs had"
+    try:
+        set_defaults(dict.fromkeys(PINNED, "edited"))  # which no setting allows
+        with pytest.raises(InputError, match="edited is not allowed"):
+            UserInput()
+        assert [Run(run.variation, 0, conditions).args for run in runs] == before
+        assert vary(stages="LLLL", heads=4) == vary()
+        assert vary(stages="CCCC").name == "baseline"
+    finally:
+        set_defaults(PINNED)
 
 
 def test_runs_are_chosen_seed_by_seed_and_once_each(tmp_path: Path) -> None:
@@ -148,9 +165,9 @@ def test_a_run_killed_before_its_confusion_matrix_is_finished_and_keeps_no_pictu
     assert state(run) == "done"
     folder = run.record().folder
     drawn = EventAccumulator(str(folder)).Reload()
-    log_data.drop_embeddings(folder)
+    board.drop_embeddings(folder)
     kept = EventAccumulator(str(folder)).Reload()
-    left = [tag for tag in drawn.Tags()["images"] if not tag.startswith("position embeddings/c")]
+    left = [tag for tag in drawn.Tags()["images"] if not tag.startswith("visuals/position embeddings c")]
     assert 0 < len(left) < len(drawn.Tags()["images"])
     assert kept.Tags() == drawn.Tags() | {"images": left}
     assert kept.Scalars("loss/train") == drawn.Scalars("loss/train")

@@ -25,11 +25,11 @@ import main_general
 from command_line.errors import InputError
 from command_line.paths import PROJECT
 from data_preprocessing import load_data
-from log_data import TAGS
 from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress
 from run_state import run_folder
+from run_state.board import TAGS
 from run_state.checkpoints import load_checkpoint, write_atomically
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
@@ -57,7 +57,9 @@ def test_a_run_leaves_all_that_it_promises(undisturbed: tuple[UserInput, RunResu
     args, result = undisturbed
     folder = result.folder
     assert folder.parent == args.runs_path / "Lambda"
-    assert re.fullmatch(r"[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_lr0\.0005_[\w.-]+", folder.name)
+    assert re.fullmatch(
+        r"lambda26_imagefolder_CLLL_imagenet_seed0_[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_lr0\.0005_[\w.-]+", folder.name
+    )
     assert [path.name for path in checkpoint_files(folder)] == ["epoch0002.pt", "epoch0004.pt"]
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"] == dataclasses.asdict(args)
@@ -88,21 +90,17 @@ def test_tensorboard_has_every_curve_the_images_and_the_hparams(undisturbed: tup
         points = board.Scalars(TAGS[key])
         assert [point.step for point in points] == [1, 2, 3, 4]
         assert [point.value for point in points] == pytest.approx([row[key] for row in rows])
-    assert len(board.Images("augmented training images")) == 1
+    assert len(board.Images("visuals/augmented training images")) == 1
     assert {"settings/text_summary", "command/text_summary"} <= set(board.Tags()["tensors"])
-    layout = board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert b"loss/train" in layout
-    assert b"top-1/test" in layout
     hparams = {
         tag: plugin_data_pb2.HParamsPluginData.FromString(board.SummaryMetadata(tag).plugin_data.content)
         for tag in board.PluginTagToContent("hparams")
     }
     started = hparams["_hparams_/session_start_info"].session_start_info.hparams
-    assert started["depth"].number_value == 26
-    shown = {"dataset", "depth", "epochs", "initial_lr", "model"}
-    assert shown <= set(started) == shown | {"batch_size", "image_size", "stages"}
-    named = {info.name.tag for info in hparams["_hparams_/experiment"].experiment.metric_infos}
-    assert {"top-1/test", "loss/test"} <= named <= set(board.Tags()["scalars"])
+    assert (started["Depth"].string_value, started["Stages"].string_value) == ("26", "CLLL")
+    named = [info.name.tag for info in hparams["_hparams_/experiment"].experiment.metric_infos]
+    assert named[:4] == ["top-1/test", "top-1/train", "loss/test", "loss/train"]
+    assert set(named[:4]) <= set(board.Tags()["scalars"])
     assert "_hparams_/session_end_info" in hparams
 
 
@@ -200,10 +198,10 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
     whole = main_general.run_epoch
 
-    def killed(args, data, step, state, saver, stop):
+    def killed(args, data, step, state, *others):
         if state.epochs_done == 3:  # one epoch after the checkpoint
             raise SystemError
-        return whole(args, data, step, state, saver, stop)
+        return whole(args, data, step, state, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(main_general, "run_epoch", killed)
@@ -218,12 +216,33 @@ def test_a_kill_between_checkpoints_leaves_neither_gap_nor_double(
     assert_same_run(folder, expected.folder)
 
 
-def test_resuming_a_finished_run_says_its_figures_again(undisturbed: tuple[UserInput, RunResult]) -> None:
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path
+) -> None:
     args, result = undisturbed
-    before = figures(result.folder)
-    again = main(dataclasses.replace(args, resume=str(result.folder)))
+    folder = shutil.copytree(result.folder, tmp_path / "run")
+    before = contents(folder)
+    again = main(dataclasses.replace(args, resume=str(folder), data_dir="nowhere", device="cuda:99"))
     assert (again.epochs, again.test_top1, again.seconds) == (4, result.test_top1, result.seconds)
-    assert figures(result.folder) == before
+    done = subprocess.run(
+        [sys.executable, PROJECT / "main_general.py", "--resume", "run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    first, *figures = done.stdout.splitlines()
+    assert first == "run is finished; nothing was done and nothing was changed"
+    assert f"top-1 {result.test_top1:.2f} % (test)" in figures[0]
+    assert contents(folder) == before
+    (folder / "confusion.csv").unlink()
+    assert main(dataclasses.replace(args, resume=str(folder))).epochs == 4
+    assert (folder / "confusion.csv").exists()
 
 
 @pytest.mark.parametrize("how", ["cut", "one bit"])
@@ -257,7 +276,7 @@ def test_damaged_logs_are_written_anew(undisturbed: tuple[UserInput, RunResult],
     for events in folder.glob("events*"):
         events.write_bytes(events.read_bytes()[:500])
     main(dataclasses.replace(args, resume=str(folder)))
-    assert_same_run(folder, expected.folder)
+    assert_same_run(folder, expected.folder, within_epochs=False)
     (folder / "config.json").write_text('{"settings": ')
     with pytest.raises(InputError, match="config.json cannot be read"):
         main(dataclasses.replace(args, resume=str(folder)))
@@ -278,15 +297,16 @@ def test_another_runs_checkpoint_is_passed_over(undisturbed: tuple[UserInput, Ru
 
 
 def test_a_run_is_trained_by_one_process(
-    undisturbed: tuple[UserInput, RunResult], monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args, result = undisturbed
+    folder = half_done(result.folder, tmp_path)
     monkeypatch.setattr(run_folder, "LOCK_PATIENCE", 0.2)
     with (
-        run_folder.locked(result.folder),
+        run_folder.locked(folder),
         pytest.raises(InputError, match="resume: another process is training"),
     ):
-        main(dataclasses.replace(args, resume=str(result.folder)))
+        main(dataclasses.replace(args, resume=str(folder)))
 
 
 def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[UserInput, RunResult]) -> None:
@@ -322,8 +342,8 @@ def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch
             return cls(2026, 11, 3, 4, 5, 6)
 
     monkeypatch.setattr(run_folder, "datetime", Clock)
-    names = [run_folder.make_run_folder(small.runs_path, small.initial_lr).name for _ in range(3)]
-    assert names[0].startswith("Nov03_04-05-06_lr0.0005_")
+    names = [run_folder.make_run_folder(small.runs_path, small).name for _ in range(3)]
+    assert names[0].startswith("lambda26_imagefolder_CLLL_imagenet_seed0_Nov03_04-05-06_lr0.0005_")
     assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
 
 

@@ -247,3 +247,17 @@ def test_files_without_weights_are_refused(content: object, says: str, tmp_path:
 def test_refusals(options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build_lambda_resnet(**options)
+
+
+@pytest.mark.parametrize("stages", ["CCCC", "CCLL"])
+def test_a_narrower_network_has_its_channels_in_proportion(stages: str) -> None:
+    wide, narrow = (
+        build_lambda_resnet(26, stages=stages, image_size=32, num_classes=10, width=width) for width in (64, 32)
+    )
+    for ours, theirs in zip(narrow.layer4[1].children(), wide.layer4[1].children(), strict=True):
+        if isinstance(theirs, nn.Conv2d):
+            assert (ours.in_channels, ours.out_channels) == (theirs.in_channels // 2, theirs.out_channels // 2)
+    assert (narrow.conv1.out_channels, narrow.layer1[0].conv1.in_channels, narrow.fc.in_features) == (64, 64, 1024)
+    assert narrow.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with_64 = build_lambda_resnet(26, stages=stages, image_size=32, num_classes=10)
+    assert with_64.state_dict().keys() == narrow.state_dict().keys()

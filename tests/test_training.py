@@ -43,7 +43,9 @@ class Batches:
 
 
 def small_training(**settings) -> Training:
-    args = UserInput(depth=26, dataset="digits", image_size=16, device="cpu", **settings)
+    args = UserInput(
+        **{"depth": 26, "dataset": "digits", "image_size": 16, "device": "cpu", "precision": "fp32", **settings}
+    )
     return prepare_training(args, 10, CPU)
 
 
@@ -327,3 +329,53 @@ def test_a_compiled_network_trains_as_it_is_and_where_that_fails_a_line_says_so(
     said = capsys.readouterr().out
     assert (training.parallel is training.model) == (backend is without_compiler)
     assert said.count("\n") == ("goes on without, since torch.compile failed" in said) == (backend is without_compiler)
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "steps"), [(10, 2, 7), (90, 5, 3), (3, 1, 50)])
+def test_one_cycle_is_pytorchs(epochs: int, warmup: int, steps: int) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter])
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=warmup * 0.1, total_steps=epochs * steps, pct_start=warmup / epochs, div_factor=warmup
+    )
+    for done in range(epochs * steps):
+        rate = 0.1 * learning_rate_factor(done, epochs, warmup, "one_cycle", steps)
+        assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if done + 1 < epochs * steps:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_only_weights_decay_where_the_settings_say_so(optimizer: str) -> None:
+    training = small_training(optimizer=optimizer, weight_decay_on="weights", weight_decay=0.1)
+    decaying, others = training.optimizer.param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    names = {parameter: name for name, parameter in training.model.named_parameters()}
+    groups = [{names[parameter] for parameter in group["params"]} for group in (decaying, others)]
+    assert groups[0] | groups[1] == set(names.values())
+    assert not groups[0] & groups[1]
+    for name in groups[0]:
+        assert name.endswith("weight")
+        assert training.model.get_parameter(name).dim() >= 2
+    assert {"fc.bias", "bn1.weight", "layer1.0.conv2.embedding", "layer1.0.conv2.norm_values.weight"} <= groups[1]
+
+
+def test_long_gradients_are_shortened_and_short_ones_stay() -> None:
+    def moved(clip: float | None) -> Tensor:
+        training = small_training(optimizer="sgd", momentum=0.0, weight_decay=0.0, initial_lr=1.0, clip_gradients=clip)
+        before = torch.cat([parameter.detach().flatten() for parameter in training.model.parameters()])
+        TrainingStep(training)(*batch(8))
+        return torch.cat([parameter.detach().flatten() for parameter in training.model.parameters()]) - before
+
+    free = moved(None)
+    torch.testing.assert_close(moved(float(free.norm()) * 2), free)
+    torch.testing.assert_close(moved(0.01), free * (0.01 / free.norm()), rtol=1e-3, atol=1e-6)
+
+
+def test_shares_of_classes_train_as_labels_do() -> None:
+    pixels, labels = batch(8)
+    steps = [TrainingStep(small_training()) for _ in range(2)]
+    steps[0](pixels, labels)
+    steps[1](pixels, F.one_hot(labels, 10).float())
+    torch.testing.assert_close(steps[0].sums, steps[1].sums, rtol=1e-6, atol=0)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -6,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import experiments
+import predict
 import user_input
 from command_line.errors import InputError
 from command_line.paths import PROJECT
+from evidence.pinned import PINNED
 from run_state.resumption import load_settings
-from user_input import UserInput, load_user_input
+from user_input import OTHER_NAMES, UserInput, given_settings, load_user_input
 
 PUBLIC_NAMES = """model depth stages stem key_depth heads intra_depth scope position share_embeddings zero_init_residual
 bn_momentum dataset data_dir image_size batch_size workers training_images validation_fraction epochs
@@ -18,9 +22,8 @@ warmup_epochs optimizer initial_lr weight_decay label_smoothing seed device prec
 runs_dir checkpoint_every resume""".split()
 
 
-def test_the_defaults_are_the_studys() -> None:
-    args = load_user_input([])
-    assert args == UserInput()
+def test_what_experiments_are_defined_by_is_the_studys() -> None:
+    args = UserInput(**PINNED)
     assert (args.model, args.depth, args.stem, args.dataset) == ("lambda", 50, "imagenet", "cifar10")
     assert (args.key_depth, args.heads, args.intra_depth, args.scope) == (16, 4, 1, None)
     assert (args.batch_size, args.epochs, args.warmup_epochs, args.initial_lr) == (128, 90, 5, 0.0005)
@@ -31,6 +34,7 @@ def test_the_defaults_are_the_studys() -> None:
 def test_public_names_stay_and_every_field_is_documented() -> None:
     fields = {field.name: field for field in dataclasses.fields(UserInput)}
     assert set(PUBLIC_NAMES) <= set(fields)
+    assert load_user_input([]) == UserInput()
     assert all(field.metadata["help"] for field in fields.values())
 
 
@@ -98,8 +102,10 @@ def test_the_command_gives_the_settings_back() -> None:
         ("--scope 7 --position absolute", "scope: a window needs position relative, not absolute"),
         ("--scope 7 --position none", "scope: a window needs position relative, not none"),
         ("--seed -1", "seed: -1 is not allowed"),
-        ("--resume False", "no run folder"),
-        ("--deterministic yes", "yes is not a flag"),
+        ("--resume False", "--resume: False is no folder; type --resume for latest, --resume FOLDER, or leave it out"),
+        ("--resume True", "argument --resume: True is no folder; type --resume for latest, --resume FOLDER, or leave"),
+        ("--deterministic yes", "yes is not a flag; --deterministic takes no value: it is --deterministic or --no-det"),
+        ("--seed 1 baseline", "baseline is not a flag (--help lists them all)"),
     ],
 )
 def test_refusals_are_one_line_and_exit_code_2(flags: str, says: str, capsys: pytest.CaptureFixture) -> None:
@@ -137,13 +143,66 @@ def test_paths_are_the_shells_on_the_command_line_and_the_projects_in_the_file(
     assert UserInput(runs_dir=tmp_path).runs_dir == str(tmp_path)  # type: ignore[arg-type]
 
 
-def test_help_lists_every_flag_without_loading_pytorch() -> None:
-    code = (
-        "import sys, user_input\n"
-        "try: user_input.load_user_input(['--help'])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert 'torch' not in sys.modules"
-    )
-    folder = PROJECT
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    assert all(f"--{name} " in done.stdout or f"--{name}," in done.stdout for name in PUBLIC_NAMES)
+def answer(*argv: str) -> tuple[int, str, set[str]]:
+    """Of main_general.py: exit code, output, and the packages that it has imported on the way."""
+    command = [sys.executable, "-X", "importtime", PROJECT / "main_general.py", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    timed = r"^import time:.*\| +([\w.]+)$"
+    packages = {name.split(".")[0] for name in re.findall(timed, done.stderr, re.M)}
+    return done.returncode, done.stdout + re.sub(r"^import time:.*\n", "", done.stderr, flags=re.M), packages
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        ("--help", 0, "exit codes:"),
+        ("--batch_sise 3", 2, "error: --batch_sise is not a flag; did you mean --batch_size? (--help lists them all)"),
+        ("--heads 0", 2, "error: heads: 0 is not allowed; takes a whole number, at least 1"),
+        ("--resume nowhere", 2, "nowhere is no run folder (there is no config.json in it)"),
+    ],
+)
+def test_help_and_refusals_do_not_wait_for_pytorch(flags: str, code: int, says: str) -> None:
+    ended, output, packages = answer(*flags.split())
+    assert (ended, says in output) == (code, True), output
+    assert "command_line" in packages
+    assert not packages & {"torch", "torchvision", "numpy", "tensorboard", "matplotlib", "sklearn"}
+
+
+def test_help_has_groups_choices_and_examples_that_hold(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_user_input(["--help"])
+    assert end.value.code == 0
+    usage, *parts = re.split(r"^(?=\S.*:$)", capsys.readouterr().out, flags=re.M)
+    groups = {part.splitlines()[0]: part for part in parts}
+    assert usage.startswith("usage: python main_general.py [--SETTING VALUE ...]\n")
+    assert list(groups) == [
+        "options:",
+        *("the network:", "the data:", "the training:", "the test:", "the machine:", "the run's folder:"),
+        *("examples:", "exit codes:"),
+    ]
+    assert re.search(r"^  --model \{lambda,baseline\}$", groups["the network:"], re.M)
+    assert re.search(r"^  --scope N\|none +r, odd side", groups["the network:"], re.M)
+    assert "--seed" not in groups["the network:"]
+    names = re.findall(r"^  --(\w+)\b", "".join(parts), re.M)
+    assert names == [field.name for field in dataclasses.fields(UserInput)]
+    examples = re.findall(r"^  python main_general.py(.*?)(?:   .*)?$", groups["examples:"], re.M)
+    assert len(examples) > 3
+    for flags in examples:
+        load_user_input(flags.split())
+
+
+@pytest.mark.parametrize(("given", "here"), OTHER_NAMES.items())
+def test_names_from_elsewhere_are_told_the_one_here(given: str, here: str) -> None:
+    assert here in UserInput.__dataclass_fields__
+    assert given not in UserInput.__dataclass_fields__
+    for flag in (f"--{given}", f"--{given.upper()}=1", f"-{given.replace('_', '-')}"):
+        with pytest.raises(InputError, match=rf"^{flag} is not a flag; here it is --{here} \(--help lists"):
+            given_settings([flag, "1"])
+
+
+def test_hyphens_may_stand_for_underscores_in_every_script() -> None:
+    given = given_settings(["--batch-size", "8", "--initial-lr=0.1", "--no-zero-init-residual", "--no_cuda_graph"])
+    assert given == {"batch_size": 8, "initial_lr": 0.1, "zero_init_residual": False, "cuda_graph": False}
+    asked = predict.read_arguments("--checkpoint run --batch-size 3 --skip-bad -- --skip-bad".split())
+    assert (asked.batch_size, asked.skip_bad, asked.images) == (3, True, [Path("--skip-bad")])
+    assert experiments.parse(["--keep-checkpoints", "--dry_run"]).keep_checkpoints

@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 
-from acceleration.devices import choose_precision, find_device
+from acceleration.devices import choose_precision, describe_device, find_device, why_precision
 from command_line.errors import InputError
 
 CPU = torch.device("cpu")
@@ -12,6 +14,29 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
     for name in ("cuda:99", "tpu", "meta"):
         with pytest.raises(InputError, match=f"device: {name} is not there; this machine has cpu"):
             find_device(name)
-    assert choose_precision("auto", CPU) == "fp32"
     with pytest.raises(InputError, match="precision: fp16 needs a CUDA GPU"):
         choose_precision("fp16", CPU)
+
+
+def test_threads_are_counted_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, words in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert re.fullmatch(rf".+, {words}", describe_device(CPU))
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen", "why"),
+    [
+        ((True, False), "bf16", " (auto: this CPU computes in it)"),
+        ((False, True), "bf16", " (auto: this CPU computes in it)"),
+        ((False, False), "fp32", " (auto: this CPU does not compute in bf16)"),
+    ],
+)
+def test_auto_takes_bf16_where_the_cpu_computes_in_it(
+    flags: tuple[bool, bool], chosen: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, flag in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), flags, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda flag=flag: flag)
+    assert choose_precision("auto", CPU) == chosen
+    assert why_precision("auto", chosen, CPU) == why
+    assert why_precision(chosen, chosen, CPU) == ""

@@ -38,12 +38,15 @@ def test_the_costs_of_a_machine_are_found_again() -> None:
 
 def test_the_command_prints_what_the_rule_takes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "layer.json"
-    path.write_text(json.dumps(report(COSTS["cpu", True])))
+    path.write_text(json.dumps(report(COSTS["cpu avx512", True])))
     benchmark.main(["fit", str(path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if "Costs(" in line] == ["    ('cpu', False)", "    ('cpu', True)"]
+    assert [line.split(":")[0] for line in lines if "Costs(" in line] == [
+        "    ('cpu avx512', False)",
+        "    ('cpu avx512', True)",
+    ]
     assert eval(lines[3].split(": ")[1].rstrip(","), {"Costs": Costs})[1:] == pytest.approx(
-        COSTS["cpu", True][1:], rel=0.02
+        COSTS["cpu avx512", True][1:], rel=0.02
     )
     assert "worst 1.00; above 1.1 for 0 of 32 shapes" in lines[1]
 

@@ -18,8 +18,9 @@ from main_general import main
 from run_state.checkpoints import read_checkpoint
 from run_state.resumption import load_settings
 from run_state.run_folder import CHECKPOINTS
+from run_state.saved_settings import saved_settings as saved_settings_of
 from run_state.trained_network import load_network
-from user_input import UserInput, from_saved
+from user_input import FREE_ON_RESUME, UserInput, from_saved
 
 SAVED = Path(__file__).with_name("earlier_version")
 
@@ -61,7 +62,7 @@ def test_a_missing_setting_takes_the_value_that_does_what_was_done_before() -> N
     defaults = UserInput(validation_folder=False)
     assert (args.schedule, args.average, args.stop_after) == ("epoch", "none", None)
     for field in dataclasses.fields(UserInput):
-        if field.name not in saved_settings():
+        if field.name not in saved_settings() and field.name not in FREE_ON_RESUME:
             assert getattr(args, field.name) == getattr(defaults, field.name)
 
 
@@ -84,3 +85,12 @@ def test_a_setting_that_is_no_more_is_dropped_at_its_neutral_value_and_else_name
         from_saved(saved_settings() | {"dropout": 0.5}, SAVED)
     with pytest.raises(InputError, match="has the setting never_heard_of 1"):
         from_saved(saved_settings() | {"never_heard_of": 1}, SAVED)
+
+
+@pytest.mark.parametrize(("settled", "kept"), [("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "auto")])
+def test_a_precision_that_auto_settled_stays(settled: str, kept: str) -> None:
+    config = json.loads((SAVED / "config.json").read_text())
+    config["settings"]["precision"], config["precision"] = "auto", settled
+    assert saved_settings_of(config, SAVED).precision == kept
+    config["settings"]["precision"] = "fp32"
+    assert saved_settings_of(config, SAVED).precision == "fp32"

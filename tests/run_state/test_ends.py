@@ -285,7 +285,9 @@ def test_a_run_says_where_it_is_now_in_words_for_a_shell(
     assert "of 33 training images, each epoch leaves 1 out" in said
     moved = folder.rename(tmp_path / "moved here")
     main(dataclasses.replace(args, resume=str(moved)), tiny)
-    assert capsys.readouterr().out.endswith(f"'{moved}'\ntensorboard --logdir '{moved}'\n")
+    said = capsys.readouterr().out
+    assert f"\n'{moved}'\npython predict.py IMAGE --checkpoint '{moved}'\n" in said
+    assert said.endswith(f"tensorboard --logdir '{moved}'\n")
 
 
 # ----------------------------------------------------------------------------------------------------- checkpoints

@@ -22,6 +22,7 @@ from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
 from run_state.saved_settings import saved_settings
 from run_state.trained_network import load_network
+from scoring import confusion, mistakes
 from user_input import UserInput
 
 
@@ -185,11 +186,13 @@ def test_pictures_that_fail_end_no_run(photos: Path, tmp_path: Path, monkeypatch
     def broken(*given: object) -> None:
         raise ValueError("no picture today")
 
-    monkeypatch.setattr(log_data, "as_figure", broken)
+    monkeypatch.setattr(confusion, "as_figure", broken)
+    monkeypatch.setattr(mistakes, "as_figure", broken)
     monkeypatch.setattr(log_data, "stage_pictures", broken)
     result = main(settings(photos, tmp_path / "runs", stop_after=1))
     log = (result.folder / "log.txt").read_text()
-    assert "confusion.png could not be made (ValueError: no picture today); the run itself is whole" in log
+    for name in ("confusion.png", "mistakes.png"):
+        assert f"{name} could not be made (ValueError: no picture today); the run itself is whole" in log
     assert "pictures of the position embeddings could not be made" in log
     assert (result.folder / "confusion.csv").read_text().startswith("true class,nought,one,two\n")
 
@@ -226,4 +229,4 @@ def test_a_photo_that_has_become_unreadable_at_the_end_loses_nothing(tmp_path: P
         patch.setattr(log_data.RunLog, "epoch", damage)
         result = main(args)
     assert result.epochs == 2
-    assert "the confusion matrix could not be made (data_dir: " in (result.folder / "log.txt").read_text()
+    assert "the last test could not be made (data_dir: " in (result.folder / "log.txt").read_text()

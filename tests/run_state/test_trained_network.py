@@ -210,8 +210,8 @@ def test_tensorboard_has_the_embeddings_of_each_checkpoint_and_the_confusion(
 ) -> None:
     board = EventAccumulator(str(trained[1].folder))
     board.Reload()
-    assert [image.step for image in board.Images("position embeddings/c4")] == [2, 3]
-    assert [image.step for image in board.Images("confusion matrix of the test")] == [3]
+    assert [image.step for image in board.Images("visuals/position embeddings c4")] == [2, 3]
+    assert [image.step for image in board.Images("visuals/confusion matrix of the test")] == [3]
 
 
 def test_embeddings_are_drawn(

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from nntest import Evaluation
-from run_state import confusion
-from run_state.confusion import as_csv, as_figure, labels
+from scoring import confusion
+from scoring.confusion import as_csv, as_figure, labels
+from scoring.evaluation import Evaluation
 
 
 def evaluated(labels: list[int], predicted: list[int]) -> Evaluation:
-    return Evaluation(0.0, 0.0, len(labels), 0.0, torch.tensor(labels), torch.tensor(predicted))
+    places = torch.tensor(labels), torch.tensor(predicted), torch.ones(len(labels))
+    return Evaluation(0.0, 0.0, len(labels), 0.0, *places)
 
 
 def test_ten_thousand_classes_take_the_memory_of_their_images() -> None:

@@ -1,0 +1,62 @@
+"""The end of a run: whether there is anything left to do of it, what it is called, and what to type next."""
+
+import json
+from pathlib import Path
+
+from nntrain import EpochProgress
+from run_state.board import has_every_epoch
+from run_state.checkpoints import RunState, agree, read_checkpoint
+from run_state.run_folder import (
+    CONFUSION,
+    METRICS,
+    checkpoint_files,
+    find_run,
+    group_folder,
+    has_checkpoint,
+    quoted,
+    read_config,
+)
+from user_input import UserInput
+
+
+def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
+    """The run that is to be resumed, where it is whole: all epochs done, and every file written that its end writes.
+
+    Nothing is written, and neither data nor network are needed.
+
+    Raises:
+        InputError: there is no such run, or its settings are not those of `args`.
+    """
+    if args.resume is None:
+        return None
+    folder = find_run(group_folder(args.runs_path, args.model), args.resume_path)
+    config = read_config(folder)
+    agree(args, config, folder)
+    try:
+        saved = read_checkpoint(checkpoint_files(folder)[-1])
+        state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
+        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        own = saved["config"]["id"] == config["id"] and rows == state.rows
+        written = (folder / CONFUSION).exists() and has_every_epoch(folder, rows)
+        whole = own and written and state.ended(args)
+    except Exception:  # whatever is missing or damaged is to be done again
+        return None
+    return (folder, state) if whole else None
+
+
+def network_name(args: UserInput) -> str:
+    """`λ-ResNet-50 (CCLL, imagenet stem)`."""
+    kind = "λ-ResNet" if args.model == "lambda" else "ResNet"
+    stages = f"{args.stage_word}, " if args.model == "lambda" else ""
+    return f"{kind}-{args.depth} ({stages}{args.stem} stem)"
+
+
+def what_next(args: UserInput, folder: Path) -> list[str]:
+    """The run's folder, and the commands that go on from there."""
+    run, lines = quoted(folder), []
+    if has_checkpoint(folder):
+        lines = [f"python predict.py IMAGE --checkpoint {run}"]
+        if "L" in args.stage_word and args.position != "none":
+            lines.append(f"python draw_embeddings.py --checkpoint {run} --out pictures")
+    moved = not folder.is_relative_to(args.runs_path)
+    return [run, *lines, f"tensorboard --logdir {quoted(folder if moved else args.runs_path)}"]

@@ -1,0 +1,1 @@
+"""What a test comes to: figures, tables and pictures of it."""

@@ -1,0 +1,196 @@
+"""`python nntest.py`: a trained network by itself, on its own test images and on others."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nntest
+import predict
+from command_line.errors import InputError
+from main_general import RunResult, main
+from resnet import DEPTHS
+from run_state.run_folder import checkpoint_files
+from user_input import UserInput
+
+
+@pytest.fixture(scope="module")
+def photos_flat(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classes alone, of which the run splits its test off."""
+    return Path(shutil.copytree(photos / "train", tmp_path_factory.mktemp("flat") / "photos"))
+
+
+@pytest.fixture(scope="module")
+def run(photos_flat: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunResult]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
+        yield main(
+            UserInput(
+                depth=26,
+                stages="CCCL",
+                dataset="imagefolder",
+                data_dir=str(photos_flat),
+                test_fraction=0.3,
+                image_size=12,
+                batch_size=8,
+                epochs=2,
+                checkpoint_every=1,
+                bn_momentum=0.5,
+                device="cpu",
+                runs_dir=str(tmp_path_factory.mktemp("runs")),
+            )
+        )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+def test_the_runs_own_test_comes_out_as_in_the_run(
+    run: RunResult, photos_flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    again = nntest.main(["--checkpoint", str(run.folder), "--device", "cpu"])
+    assert (again.loss, again.top1, again.top5) == (run.test_loss, run.test_top1, None)
+    said = capsys.readouterr().out
+    assert f"loss {run.test_loss:.4f}, top-1 {run.test_top1:.2f} %, calibration error " in said
+    folder = run.folder / "tests" / "epoch0002"
+    names = ["classes.csv", "confusion.csv", "confusion.png", "mistakes.png", "predictions.csv", "test.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name in names:
+        if name.endswith(".csv"):
+            assert (folder / name).read_bytes() == (run.folder / name).read_bytes(), name
+    figures, own = (json.loads((place / "test.json").read_text()) for place in (folder, run.folder))
+    assert figures.keys() - own.keys() == {"checkpoint", "dataset", "data_dir", "device"}
+    assert {key: figures[key] for key in own} == own
+    assert (figures["images"], figures["calibration_bins"], figures["precision"]) == (10, 15, "fp32")
+
+    rows = table(folder / "predictions.csv")
+    paths = [str(photos_flat.parent / row["file"]) for row in rows]
+    assert all(Path(path).parent.name == row["class"] for path, row in zip(paths, rows, strict=True))
+    predict.main([*paths, "--checkpoint", str(run.folder), "--top", "1", "--csv", str(tmp_path / "seen.csv")])
+    for row, seen in zip(rows, table(tmp_path / "seen.csv"), strict=True):
+        assert row["prediction"] == seen["class"]
+        assert float(row["confidence"]) == pytest.approx(float(seen["confidence"]), abs=1e-5)
+
+
+def test_a_file_its_folder_and_an_older_one(run: RunResult, tmp_path: Path) -> None:
+    older, newest = checkpoint_files(run.folder)
+    first, last = (json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines())
+    for given, row in ((older, first), (newest, last), (newest.parent, last)):
+        found = nntest.main(["--checkpoint", str(given), "--out", str(tmp_path), "--device", "cpu"])
+        assert (found.loss, found.top1) == (row["test_loss"], row["test_top1"])
+    alone = Path(shutil.copy(older, tmp_path / "sent.pt"))
+    nntest.main(["--checkpoint", str(alone)])
+    assert (tmp_path / "tests" / "sent" / "test.json").exists()
+
+
+def test_the_runs_own_images_are_known_where_they_were_moved(run: RunResult, photos_flat: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(photos_flat, tmp_path / "moved")
+    found = nntest.main(["--checkpoint", str(run.folder), "--data_dir", str(moved), "--out", str(tmp_path / "out")])
+    assert (found.images, found.loss) == (10, run.test_loss)  # and not all 33, of which most were trained on
+
+
+def test_all_of_other_images_are_tested_by_the_names_of_their_classes(
+    run: RunResult, photos: Path, tmp_path: Path
+) -> None:
+    words = ["--checkpoint", str(run.folder), "--data_dir"]
+    whole = nntest.main([*words, str(photos)])  # photos/test
+    assert whole.images == 15
+    rows = table(run.folder / "tests" / f"epoch0002_{photos.name}" / "predictions.csv")
+    assert [row["file"] for row in rows[:2]] == ["test/nought/11.png", "test/nought/12.png"]
+
+    two = tmp_path / "two"  # class folders alone, the first of the network's classes is not among them
+    for name in ("one", "two"):
+        shutil.copytree(photos / "test" / name, two / name)
+    part = nntest.main([*words, str(two), "--workers", "0", "--batch_size", "4"])
+    assert part.labels.tolist() == [1] * 5 + [2] * 5
+    seen = {row["file"]: row["prediction"] for row in rows}
+    found = table(run.folder / "tests" / "epoch0002_two" / "predictions.csv")
+    assert [row["prediction"] for row in found] == [seen[row["file"].replace("two/", "test/", 1)] for row in found]
+
+    os.rename(two / "one", two / "sloth")
+    with pytest.raises(InputError, match="^data_dir: class sloth is none that the network knows.* nought, one, two"):
+        nntest.main([*words, str(two)])
+
+
+def test_what_cannot_be_tested_is_one_line(run: RunResult, tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "empty" / "one").mkdir(parents=True)
+    (tmp_path / "empty" / "two").mkdir(parents=True)
+    for words, says in {
+        "--data_dir none": "there is no folder",
+        f"--data_dir {tmp_path}": "there is no folder .*test beside train",
+        f"--data_dir {tmp_path / 'empty'}": "holds no image",
+        "--dataset cats": "dataset: cats is not allowed; takes one of",
+        "--dataset digits": "class 0 is none that the network knows",
+        "--device cuda:99": "device: cuda:99 is not there",
+        "--device cpu --precision fp16": "precision: fp16 needs a CUDA GPU",
+        "--batch_size 0": "batch_size: 0 is not allowed",
+        f"--out {tmp_path / 'file'}": "out: .*file cannot be written",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            nntest.main(["--checkpoint", str(run.folder), *words.split()])
+
+
+def test_a_picture_that_fails_leaves_the_figures(
+    run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*given: object) -> None:
+        raise ValueError("no picture today")
+
+    monkeypatch.setattr(nntest.writing.confusion, "as_figure", broken)
+    nntest.main(["--checkpoint", str(run.folder), "--out", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "confusion.png could not be made (ValueError: no picture today)" in err
+    assert f"predictions.csv, confusion.csv, mistakes.png in {tmp_path}" in out
+
+
+def test_data_that_are_no_longer_the_runs_are_told(
+    run: RunResult, photos_flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    extra = photos_flat / "one" / "extra.png"
+    shutil.copy(photos_flat / "one" / "00.png", extra)
+    try:
+        nntest.main(["--checkpoint", str(run.folder), "--out", str(tmp_path)])
+    finally:
+        extra.unlink()
+    assert "the data are not those that the run was trained on: train has 12 images of one, there 11" in (
+        capsys.readouterr().err
+    )
+
+
+def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))
+        args = UserInput(
+            depth=26,
+            stages="CCCC",
+            model="baseline",
+            dataset="digits",
+            image_size=8,
+            training_images=200,
+            validation_fraction=0.1,
+            epochs=2,
+            stop_after=1,
+            checkpoint_every=1,
+            device="cpu",
+            runs_dir=str(tmp_path),
+        )
+        folder = main(args).folder
+        main(UserInput(**{**vars(args), "stop_after": None, "resume": str(folder)}))  # the rows count as the run's own
+        found = nntest.main(["--checkpoint", str(folder), "--device", "cpu"])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(row["test_top1"] < row["test_top5"] and "validation_top5" in row for row in rows)
+    assert found.top5 == rows[-1]["test_top5"]
+    log = (folder / "log.txt").read_text()
+    assert f"top-5 {rows[0]['test_top5']:.2f} %\n" in log
+    assert f"top-5 {found.top5:.2f} %, calibration error {found.calibration_error:.2f} points (15 bins)" in log
+    files = [row["file"] for row in table(folder / "predictions.csv")]
+    assert files == sorted(files, key=int)
+    assert len(set(files)) == 360
