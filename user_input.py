@@ -222,6 +222,23 @@ SMALL_IMAGE = 64  # pixels a side; larger images get ImageNet's augmentation
 FREE_ON_RESUME = frozenset(field.name for field in dataclasses.fields(UserInput) if field.metadata["free"])
 # Settings of earlier versions that are no more, with the values at which they said what is now always so.
 RETIRED: dict[str, tuple[Any, ...]] = {}
+# Settings that are known to go together, by one name: `--recipe study`. A run keeps them as plain settings.
+RECIPES: dict[str, dict[str, Any]] = {
+    "study": {
+        "batch_size": 128,
+        "epochs": 90,
+        "warmup_epochs": 5,
+        "schedule": "study",
+        "optimizer": "adam",
+        "initial_lr": 5e-4,
+        "momentum": 0.9,
+        "beta2": 0.9999,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+        "normalisation": "study",
+        "precision": "fp32",
+    },
+}
 DESCRIPTION = """Train a lambda ResNet, or its convolutional baseline, and test it after every epoch.
 
 Where the study had it otherwise, brackets say so. Hyphens may stand for underscores."""
@@ -299,7 +316,7 @@ def given_settings(argv: list[str] | None = None) -> dict[str, Any]:
     Raises:
         InputError: there is no such flag.
     """
-    return read_flags(UserInput, argv, "main_general.py", DESCRIPTION, EXAMPLES, OTHER_NAMES)
+    return read_flags(UserInput, argv, "main_general.py", DESCRIPTION, EXAMPLES, OTHER_NAMES, RECIPES)
 
 
 def load_user_input(argv: list[str] | None = None) -> UserInput:

@@ -23,12 +23,14 @@ def read_flags(
     description: str,
     epilog: str = "",
     other_names: Mapping[str, str] = MappingProxyType({}),
+    recipes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The settings that the flags of `argv` (the process's own by default) name; their values are not yet checked.
 
     Args:
         epilog: stands below the flags in `--help`, as it is.
         other_names: what else a setting is called elsewhere, to the name that it has here.
+        recipes: settings that `--recipe NAME` gives together, each of which its own flag may change.
 
     Raises:
         InputError: there is no such flag; the one that was meant is named.
@@ -43,11 +45,26 @@ def read_flags(
         argument_default=argparse.SUPPRESS,
     )
     parser.other_names = other_names
+    if recipes:
+        _add_recipes(parser, recipes)
     for heading, fields in groups(kind).items():
         group = parser.add_argument_group(heading)
         for field in fields:
             group.add_argument(f"--{field.name}", **_options(field))
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    recipe = given.pop("recipe", None)
+    if recipe is not None and recipe not in recipes:
+        raise InputError(f"recipe: {recipe} is not allowed; takes {', '.join(recipes)}")
+    return {**recipes.get(recipe, {}), **given}
+
+
+def _add_recipes(parser: argparse.ArgumentParser, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    told = [
+        f"{name}: {', '.join(f'{setting} {as_word(value)}' for setting, value in settings.items())}"
+        for name, settings in recipes.items()
+    ]
+    group = parser.add_argument_group("a recipe", "settings by one name; flags beside it change them")
+    group.add_argument("--recipe", metavar=f"{{{','.join(recipes)}}}", help="; ".join(told).replace("%", "%%"))
 
 
 def flags(settings: Settings) -> list[str]:

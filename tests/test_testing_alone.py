@@ -71,7 +71,7 @@ def test_the_runs_own_test_comes_out_as_in_the_run(
     rows = table(folder / "predictions.csv")
     paths = [str(photos_flat.parent / row["file"]) for row in rows]
     assert all(Path(path).parent.name == row["class"] for path, row in zip(paths, rows, strict=True))
-    predict.main([*paths, "--checkpoint", str(run.folder), "--top", "1", "--csv", str(tmp_path / "seen.csv")])
+    predict.main([*paths, "--checkpoint", str(run.folder), "--top", "1", "--out", str(tmp_path / "seen.csv")])
     for row, seen in zip(rows, table(tmp_path / "seen.csv"), strict=True):
         assert row["prediction"] == seen["class"]
         assert float(row["confidence"]) == pytest.approx(float(seen["confidence"]), abs=1e-5)

@@ -177,14 +177,23 @@ def test_help_has_groups_choices_and_examples_that_hold(capsys: pytest.CaptureFi
     assert usage.startswith("usage: python main_general.py [--SETTING VALUE ...]\n")
     assert list(groups) == [
         "options:",
-        *("the network:", "the data:", "the training:", "the test:", "the machine:", "the run's folder:"),
+        *(
+            "a recipe:",
+            "the network:",
+            "the data:",
+            "where the training starts:",
+            "the training:",
+            "the test:",
+            "the machine:",
+            "the run's folder:",
+        ),
         *("examples:", "exit codes:"),
     ]
     assert re.search(r"^  --model \{lambda,baseline\}$", groups["the network:"], re.M)
     assert re.search(r"^  --scope N\|none +r, odd side", groups["the network:"], re.M)
     assert "--seed" not in groups["the network:"]
     names = re.findall(r"^  --(\w+)\b", "".join(parts), re.M)
-    assert names == [field.name for field in dataclasses.fields(UserInput)]
+    assert names == ["recipe", *(field.name for field in dataclasses.fields(UserInput))]
     examples = re.findall(r"^  python main_general.py(.*?)(?:   .*)?$", groups["examples:"], re.M)
     assert len(examples) > 3
     for flags in examples:
@@ -203,6 +212,26 @@ def test_names_from_elsewhere_are_told_the_one_here(given: str, here: str) -> No
 def test_hyphens_may_stand_for_underscores_in_every_script() -> None:
     given = given_settings(["--batch-size", "8", "--initial-lr=0.1", "--no-zero-init-residual", "--no_cuda_graph"])
     assert given == {"batch_size": 8, "initial_lr": 0.1, "zero_init_residual": False, "cuda_graph": False}
-    asked = predict.read_arguments("--checkpoint run --batch-size 3 --skip-bad -- --skip-bad".split())
-    assert (asked.batch_size, asked.skip_bad, asked.images) == (3, True, [Path("--skip-bad")])
+    asked = predict.read_arguments("--checkpoint run --batch-size 3 -- --batch-size".split())
+    assert (asked.batch_size, asked.images) == (3, [Path("--batch-size")])
     assert experiments.parse(["--keep-checkpoints", "--dry_run"]).keep_checkpoints
+
+
+def test_a_recipe_is_its_settings_and_flags_beside_it_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(user_input.RECIPES, "quick", {"epochs": 3, "optimizer": "sgd", "stages": "CCLL"})
+    args = load_user_input("--recipe quick --epochs 4 --seed 2".split())
+    assert args == UserInput(epochs=4, optimizer="sgd", stages="CCLL", seed=2)
+    assert "recipe" not in args.command()
+    assert load_user_input("--seed 2 --recipe quick".split()).epochs == 3
+
+
+def test_every_recipe_is_allowed_and_the_help_tells_it(capsys: pytest.CaptureFixture) -> None:
+    for name, settings in user_input.RECIPES.items():
+        assert load_user_input(["--recipe", name]) == UserInput(**settings)
+    with pytest.raises(SystemExit):
+        load_user_input(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "study: batch_size 128, epochs 90, warmup_epochs 5" in text
+    with pytest.raises(SystemExit, match="2"):
+        load_user_input(["--recipe", "lunch"])
+    assert "study" in capsys.readouterr().err
