@@ -53,15 +53,30 @@ class LambdaLayer(nn.Module):
                       position="absolute"     n, m, k, u
                       position="none"         none: λ_c alone
 
-    A local scope takes inputs of any size, zero outside the map; content stays global. A global relative
-    context takes inputs up to `input_size` (a smaller one uses the middle of the table), an absolute one that
-    size alone; `resize_embedding` makes another. `content=False` leaves λ_c and `to_keys` out. Channels-last
-    input is viewed, not copied; the output is channels-last in memory. To share an embedding, give the same
-    `make_embedding(...)` to several layers. `position_bias` is the bias of the 3-D convolution by which other
-    code makes λ_p: b[k] is added to λ_p[n, k, v] for every n and v. The paper has none. It is off by default,
-    starts at zero, and is added to λ_c, since both are the same for every n.
+    Args:
+        dim: d, channels of the input.
+        dim_out: channels of the output, a multiple of `heads`; None: as many as of the input.
+        input_size: the largest map that a global context takes, one length for all axes or a length for each. A
+            relative context takes every smaller map too, by the middle of its table; an absolute one takes that size
+            alone; `resize_embedding` makes another. Not needed with a scope, which takes inputs of any size.
+        key_depth: k, channels of a query and a key.
+        heads: h, queries of a position, which share its lambda; v = dim_out / h.
+        intra_depth: u, keys and values of a position.
+        scope: r, odd side of a window: a position's lambda sums up this neighbourhood, zero outside the map, and
+            content stays global. None: the whole map.
+        position: "relative", an embedding by offset m - n, (k, u, 2H-1, 2W-1) or (k, u, r, r); "absolute", one for
+            each pair, (n, m, k, u), without a scope; "none": λ_c alone.
+        content: whether there is λ_c; False leaves out `to_keys`.
+        embedding: what `make_embedding` has made with the same settings, to be shared by several layers; None: an own.
+        position_bias: add a learnt b[k] to every λ_p[n, k, v], as code does that makes λ_p by a 3-D convolution with
+            a bias. The paper has none. It starts at zero, and is added to λ_c, since both are the same for every n.
+        device, dtype: of the parameters.
 
-    The cheapest of several ways computes the position output, by measured costs: `lambda_ops` has them all.
+    Raises:
+        ValueError: the arguments contradict each other, or the input does not fit them.
+
+    Channels-last input is viewed, not copied; the output is channels-last in memory. The cheapest of several ways
+    computes the position output, by measured costs: `lambda_ops` has them all.
 
     Differs from the paper: relative embeddings for a global context are a table over offsets, as in its
     experiments, not n·m·k·u free numbers (those are position="absolute"); batch norms run over batch and
