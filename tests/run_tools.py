@@ -27,7 +27,11 @@ TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib"
 
 
 def flags(args: UserInput) -> list[str]:
-    """Every setting, so that the process comes to the same ones whatever user_input.py has been edited to."""
+    """Every setting, so that the process comes to the same ones whatever user_input.py has been edited to.
+
+    Nor shall it matter what this CPU computes in.
+    """
+    args = dataclasses.replace(args, precision="fp32") if args.precision == "auto" else args
     args = dataclasses.replace(args, data_dir=str(args.data_path), runs_dir=str(args.runs_path))
     given = [flag(field, getattr(args, field.name)) for field in dataclasses.fields(args) if field.name != "resume"]
     return shlex.split(" ".join(given))

@@ -37,6 +37,7 @@ def settings(photos: Path, runs: Path, **changes) -> UserInput:
     usual = UserInput(
         depth=26,
         stages="CCCL",
+        stem="compact",
         dataset="imagefolder",
         data_dir=str(photos),
         image_size=12,
