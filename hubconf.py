@@ -1,9 +1,10 @@
 """What `torch.hub` finds in this repository: λ-ResNets, the baseline and the layer. No weights come with them.
 
-torch.hub.load("<owner>/<this repository>", "resnet50_lambda", num_classes=10, image_size=32)
-torch.hub.load("<owner>/<this repository>", "lambda_layer", dim=64, scope=7)
-torch.hub.help("<owner>/<this repository>", "resnet50_lambda")      # the arguments
-torch.hub.load("<path of a checkout>", "resnet50_lambda", source="local")
+torch.hub.load("<path of a checkout>", "resnet50_lambda", source="local", num_classes=10, image_size=32)
+torch.hub.load("<path of a checkout>", "lambda_layer", source="local", dim=64, scope=7)
+torch.hub.help("<path of a checkout>", "resnet50_lambda", source="local")      # the arguments
+
+Without a checkout, the repository stands in the path's place, as in the README, and `source` is left out.
 """
 
 from lambda_layer import LambdaLayer as lambda_layer  # noqa: F401 - all these are for torch.hub

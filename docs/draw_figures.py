@@ -1,4 +1,4 @@
-"""Draw the figures of the README and of `lambda_layers.md`, those with numbers from the layer itself.
+"""Draw the figures of the README and of `lambda_layers.md`, for light and dark pages, numbers from the layer itself.
 
 python docs/draw_figures.py              # a few seconds; writes beside this file
 """
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,23 +18,26 @@ sys.path.insert(0, str(HERE.parent))
 
 from lambda_layer import LambdaLayer, LambdaLayer1d  # noqa: E402 - found by the line above
 
-BLUE, RED = "#2166ac", "#b2182b"
+RED = "#D55E00"
 SKY, ORANGE = "#56B4E9", "#E69F00"  # seen on a white page and on a dark one
 INKS = {"light": "#1f2328", "dark": "#e6edf3"}  # of letters on such a page
 
 
 def main(folder: Path = HERE) -> list[Path]:
-    """Write every figure into a folder."""
-    figures = {"by_hand": by_hand(), "scope": scope(), "memory": memory()}
-    figures |= {f"attention_and_lambda_{page}": attention_and_lambda(ink) for page, ink in INKS.items()}
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=100, transparent="attention" in path.name)
+    """Write every figure into a folder, once for each kind of page."""
+    paths = []
+    for page, ink in INKS.items():
+        inked = {f"{part}color": ink for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
+        with rc_context(inked):  # type: ignore[arg-type]  # mypy takes no names that are put together
+            for draw in (attention_and_lambda, by_hand, scope, memory):
+                paths.append(folder / f"{draw.__name__}_{page}.png")
+                draw().savefig(paths[-1], dpi=100, transparent=True)
     return paths
 
 
-def attention_and_lambda(ink: str) -> Figure:
+def attention_and_lambda() -> Figure:
     """What lies between context and output: a weight for each pair, or one small matrix for all the queries."""
+    ink = rcParams["text.color"]
     figure = Figure(figsize=(10, 2.9))
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.02, wspace=0.05)
@@ -42,12 +46,12 @@ def attention_and_lambda(ink: str) -> Figure:
         axes.axis("off")
     weights = torch.rand(8, 8, generator=torch.Generator().manual_seed(1)).softmax(1)
     left.set_title("Self-attention", color=ink, weight="bold")
-    _grid(left, 0.5, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nn × k", ink)
-    _grid(left, 3.6, 1.4, (weights / weights.max()), SKY, "a weight for each pair\nn × m, per head", ink)
-    _grid(left, 11.0, 1.4, torch.full((8, 2), 0.5), SKY, "values\nm × v", ink)
+    _grid(left, 0.5, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nN × k", ink)
+    _grid(left, 3.6, 1.4, (weights / weights.max()), SKY, "a weight for each pair\nN × N, per head", ink)
+    _grid(left, 11.0, 1.4, torch.full((8, 2), 0.5), SKY, "values\nN × v", ink)
     _grid(left, 14.4, 1.4, torch.full((8, 1), 0.8), ORANGE, "outputs", ink)
     right.set_title("Lambda layer", color=ink, weight="bold")
-    _grid(right, 0.4, 1.4, torch.full((8, 2), 0.5), SKY, "context\nm positions", ink)
+    _grid(right, 0.4, 1.4, torch.full((8, 2), 0.5), SKY, "context\nN positions", ink)
     _grid(
         right,
         4.9,
@@ -57,7 +61,7 @@ def attention_and_lambda(ink: str) -> Figure:
         "λ: k × v, for content\nand for each position",
         ink,
     )
-    _grid(right, 10.2, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nn × k", ink)
+    _grid(right, 10.2, 1.4, torch.full((8, 2), 0.8), ORANGE, "queries\nN × k", ink)
     _grid(right, 14.4, 1.4, torch.full((8, 1), 0.8), ORANGE, "outputs", ink)
     arrows = [
         (left, 2.2, 3.5),
@@ -88,56 +92,59 @@ def _grid(axes: Axes, x: float, y: float, shades: Tensor, colour: str, label: st
 
 
 def example_layer() -> LambdaLayer1d:
-    """The layer of the page's worked example."""
-    layer = LambdaLayer1d(2, 1, key_depth=1, heads=1, scope=3).eval()
-    with torch.no_grad():
-        layer.to_keys.weight.copy_(torch.tensor([[1.0, 0.0]]))
-        layer.to_values.weight.copy_(torch.tensor([[0.0, 1.0]]))
-        layer.to_queries.weight.copy_(torch.tensor([[0.0, 1.0]]))
-        layer.embedding.copy_(torch.tensor([[[1.0, 0.0, -1.0]]]))
+    """The layer of the page's worked example: every projection picks channels, the norms change nothing."""
+    layer = LambdaLayer1d(8, 4, key_depth=2, heads=2, scope=3).eval()
     layer.norm_queries.eps = layer.norm_values.eps = 0.0
+    channels = torch.eye(8)
+    with torch.no_grad():
+        layer.to_keys.weight.copy_(channels[:2])
+        layer.to_values.weight.copy_(channels[2:4])
+        layer.to_queries.weight.copy_(channels[4:])
+        layer.embedding.copy_(torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]]))
     return layer
 
 
-def example_input() -> Tensor:
-    """(1, 2, 4): four positions of two channels."""
-    channels = torch.tensor([1.0, 2.0, 4.0, 1.0]).log(), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    return torch.stack(channels)[None]
+def example_input() -> tuple[Tensor, Tensor, Tensor]:
+    """Keys (3, 2), values (3, 2) and queries (3, 2, 2) of three positions."""
+    keys = torch.tensor([[2.0, 1.0], [1.0, 1.0], [1.0, 2.0]]).log()
+    values = torch.tensor([[4.0, 0.0], [0.0, 4.0], [8.0, 8.0]])
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([1.0, -1.0]).expand(3, 2)
+    return keys, values, torch.stack([first, second], dim=1)
 
 
 def by_hand() -> Figure:
-    """The worked example: keys and values to λ_c, embedding and values to λ_p, both applied to the queries."""
-    layer, x = example_layer(), example_input()
-    keys, values = x[0, 0].softmax(0), x[0, 1]
-    table = layer.embedding.detach()[0, 0]
-    embedding = torch.stack([torch.stack([_entry(table, m - n) for m in range(4)]) for n in range(4)])
-    content, position = keys @ values, embedding @ values
+    """The worked example, a row for each position: its lambdas, and what two heads make of it."""
+    keys, values, queries = example_input()
+    content = keys.softmax(0).t() @ values
+    nothing = torch.zeros(1, 2)
+    position = torch.stack([torch.cat([nothing, values])[:3], torch.cat([values, nothing])[1:]], dim=1)  # (n, k, v)
     with torch.no_grad():
-        output = layer(x)[0, 0]
-    torch.testing.assert_close((content + position) * values, output)
-    panels = [
-        ("softmax(K)", keys[:, None]),
-        ("V", values[:, None]),
-        ("E[n, m]", embedding),
-        ("λ_c", content.expand(4, 1)),
-        ("λ_p[n]", position[:, None]),
-        ("q[n]", values[:, None]),
-        ("y[n]", output[:, None]),
-    ]
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
-    axes = figure.subplots(1, len(panels), width_ratios=[panel.shape[1] for _, panel in panels])
-    for one, (name, panel) in zip(axes, panels, strict=True):
-        one.imshow(panel.numpy(), cmap="RdBu_r", vmin=-6, vmax=6)
-        one.set(title=name, xticks=[], yticks=range(4) if one is axes[0] else [])
-        for n, row in enumerate(panel.tolist()):
-            for m, value in enumerate(row):
-                one.text(m, n, f"{value:g}", ha="center", va="center", color="black" if abs(value) < 4 else "white")
-    axes[0].set(ylabel="position", yticklabels=["1", "2", "3", "4"])
+        x = torch.cat([keys, values, queries.flatten(1)], dim=1)
+        output = example_layer()(x.t()[None])[0].t().unflatten(1, (2, 2))
+    torch.testing.assert_close(queries @ (content + position), output)
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    grid = figure.subplots(3, 5, sharex="col")
+    for n, row in enumerate(grid):
+        panels = {
+            r"$\lambda^c$": content,
+            r"$\lambda^p_n$": position[n],
+            r"$\lambda^c + \lambda^p_n$": content + position[n],
+            "$Q_n$, a row for each head": queries[n],
+            "$Y_n$, a row for each head": output[n],
+        }
+        for axes, (name, panel) in zip(row, panels.items(), strict=True):
+            _draw_numbers(axes, panel)
+            axes.set_title(name if n == 0 else "", fontsize=10)
+        row[0].set_ylabel(f"position {n + 1}")
     return figure
 
 
-def _entry(table: Tensor, offset: int) -> Tensor:
-    return table[offset + 1] if abs(offset) <= 1 else torch.zeros(())
+def _draw_numbers(axes: Axes, panel: Tensor) -> None:
+    axes.imshow(panel.numpy(), cmap="RdBu_r", vmin=-14, vmax=14, aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    for y, row in enumerate(panel.tolist()):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:g}", ha="center", va="center", color="black" if abs(value) < 9 else "white")
 
 
 def scope() -> Figure:
@@ -168,11 +175,11 @@ def memory() -> Figure:
     sides = torch.tensor([4, 8, 16, 32, 64, 128, 256])
     n = sides.double() ** 2
     curves = {
-        "attention maps: h·n·m": (h * n * n, RED, "-"),
-        "position lambdas: n·k·v": (n * k * d / h, BLUE, "-"),
-        "E of all pairs (absolute): n·m·k": (n * n * k, RED, ":"),
-        "E by offset (relative): (2H−1)·(2W−1)·k": ((2 * sides.double() - 1) ** 2 * k, BLUE, ":"),
-        "input: n·d": (n * d, "grey", "--"),
+        "attention maps: h·N²": (h * n * n, RED, "-"),
+        "position lambdas: N·k·v": (n * k * d / h, SKY, "-"),
+        "E of all pairs (absolute): N²·k": (n * n * k, RED, ":"),
+        "E by offset (relative): (2·side−1)²·k": ((2 * sides.double() - 1) ** 2 * k, SKY, ":"),
+        "input: N·d": (n * d, "grey", "--"),
     }
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -181,7 +188,7 @@ def memory() -> Figure:
     axes.set(xlabel="side of the map, in positions", ylabel="floats (4 bytes in float32)", xticks=sides.numpy())
     axes.set_xticklabels([str(side) for side in sides.tolist()])
     axes.set_yscale("log", base=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, framealpha=0.0)
     axes.grid(alpha=0.3)
     return figure
 

@@ -236,6 +236,12 @@ def _mend_best(
     return [f"{best_file(folder).name} was made again from {source.name}"]
 
 
+def has_best(folder: Path, state: RunState) -> bool:
+    """Whether best.pt, where there is to be one, is the best epoch; raises whatever a damaged file happens to."""
+    done = state.rows[: state.best_epoch or 0]
+    return not done or _ends(read_checkpoint(best_file(folder))["rows"]) == _ends(done)
+
+
 def _ends(rows: list[dict[str, Any]]) -> list[float]:
     """When each epoch was done, which tells it from the same epoch done again."""
     return [row["finished"] for row in rows]

@@ -1,6 +1,7 @@
 """README and docs: links lead somewhere, examples hold, and every command is executed or named as not executed."""
 
 import doctest
+import inspect
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import export_model
@@ -38,7 +40,7 @@ TOOLS = ("python ", "pip ", "pytest", "ruff ", "mypy", "tensorboard ", "torchrun
 EXECUTED_BY = {
     r"python benchmark.py parameters": "benchmarks/test_parameter_table.py::test_the_papers_counts",
     r"python docs/draw_figures.py": "test_docs.py::test_the_figures_are_those_that_are_drawn",
-    r"python docs/update_links.py": "test_docs.py::test_links_into_the_code",
+    r"python docs/update_links.py": "test_docs.py::test_links_into_the_code_have_their_lines",
     r"python predict.py .*": "run_state/test_trained_network.py::test_predictions_of_the_test_images",
     r"python nntest.py .*": "test_testing_alone.py::test_the_runs_own_test_comes_out_as_in_the_run",
     r"python draw_embeddings.py .*": "run_state/test_trained_network.py::test_embeddings_are_drawn",
@@ -151,7 +153,8 @@ def test_each_line_of_what_works_names_tests_that_are_there() -> None:
         named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
         assert named, row
         for file, name in named:
-            assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(encoding="utf-8"), name
+            parts = (PROJECT / "tests").glob(file.replace(".py", "*.py"))  # the sweep has several files
+            assert any(f"\ndef {name}(" in part.read_text(encoding="utf-8") for part in parts), name
 
 
 def test_the_page_has_every_line_of_the_sweep() -> None:
@@ -172,6 +175,33 @@ def test_python_examples_run() -> None:
     assert len(executed) >= 3
     for block in executed:
         exec(block, {"x": torch.zeros(2, 64, 8, 9), "LambdaLayer": LambdaLayer, "torch": torch})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_thirty_lines_are_the_layer(training: bool) -> None:
+    (source,) = [block for _, block in blocks(PROJECT / "docs" / "lambda_layers.md") if "PlainLambdaLayer" in block]
+    assert len(source.splitlines()) <= 40
+    names: dict = {}
+    exec(source, names)
+    plain = names["PlainLambdaLayer"](12, 5, k=3, h=2, u=2).train(training)
+    layer = LambdaLayer(12, input_size=5, key_depth=3, heads=2, intra_depth=2).train(training)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 12, 5, 5)
+    y = layer(x)
+    torch.testing.assert_close(plain(x), y, rtol=1e-4, atol=1e-5)
+    theirs, ours = (torch.autograd.grad(m(x).square().sum(), m.parameters()) for m in (plain, layer))
+    ours = dict(zip(dict(layer.named_parameters()), ours, strict=True))
+    for (name, _), gradient in zip(plain.named_parameters(), theirs, strict=True):
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_the_layers_docstring_has_each_argument_before_anything_about_speed() -> None:
+    text = LambdaLayer.__doc__
+    described = re.findall(r"^        (\w+(?:, \w+)*): ", text.partition("Args:")[2].partition("Raises:")[0], re.M)
+    assert [name for names in described for name in names.split(", ")] == [
+        name for name in inspect.signature(LambdaLayer.__init__).parameters if name != "self"
+    ]
+    assert 0 < text.index("Args:") < text.index("cheapest")
 
 
 def test_the_worked_example_holds() -> None:
@@ -199,14 +229,69 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_into_the_code_have_their_lines() -> None:
-    for page in update_links.pages():
+def test_links_into_the_code_have_their_lines_and_the_address_is_that_of_pyproject() -> None:
+    for page in update_links.files():
         assert page.read_text(encoding="utf-8") == update_links.updated(page), "run python docs/update_links.py"
+
+
+def test_one_address_goes_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first, second = "https://github.com/someone/lambda", "https://github.com/another/fork"
+    for file in update_links.files():
+        text = file.read_text(encoding="utf-8")
+        bare = update_links.with_address(text, None)
+        known = update_links.with_address(bare, first)
+        assert update_links.UNKNOWN not in known.replace("In Colab, fill in", "")
+        assert known.count("someone/lambda") == {"README.md": 5, "LambdaNetworks.ipynb": 1, "CITATION.cff": 1}.get(
+            file.name, 0
+        )
+        assert update_links.with_address(known, second) == known.replace("someone/lambda", "another/fork")
+        assert update_links.with_address(known, None) == bare
+        assert "OWNER" not in text
+    readme = update_links.with_address((PROJECT / "README.md").read_text(encoding="utf-8"), first)
+    assert f"git clone {first} LambdaNetworks\n" in readme
+    assert f"pip install git+{first}`" in readme
+    assert 'torch.hub.load("someone/lambda", ' in readme
+    assert "(https://colab.research.google.com/github/someone/lambda/blob/main/LambdaNetworks.ipynb)" in readme
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{first}/"\n')
+    monkeypatch.setattr(update_links, "PROJECT", tmp_path)
+    assert update_links.address() == first
+
+
+def test_the_address_stands_in_no_other_file() -> None:
+    known = update_links.address()
+    places = {PROJECT / "pyproject.toml", PROJECT / "docs" / "update_links.py", *update_links.files()}
+    folders = (PROJECT, PROJECT / "docs", PROJECT / ".github" / "workflows", PROJECT / ".github" / "ISSUE_TEMPLATE")
+    files = {path for folder in folders for path in folder.glob("*.*")} | set(PROJECT.glob("*/*.py"))
+    for path in files - places:
+        name = str(path.relative_to(PROJECT))
+        if not path.is_file() or name.startswith("tests/") or path.suffix not in (".py", ".md", ".yml", ".txt", ".cff"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert update_links.UNKNOWN not in text, name
+        assert not re.search(r"<this repository>|OWNER/REPOSITORY", text), name
+        assert known is None or known not in text, name
+
+
+def test_the_hosts_workflow_runs_what_the_readme_says() -> None:
+    folder = PROJECT / ".github"
+    (job,) = yaml.safe_load((folder / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"].values()
+    (command,) = [step["run"] for step in job["steps"] if "run" in step]
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{command}\n" in readme
+    oldest, newest = re.search(r"Python (3\.\d+) to (3\.\d+)", readme).groups()
+    assert job["strategy"]["matrix"]["python"] == [oldest, newest]
+    assert f'requires-python = ">={oldest}"' in (PROJECT / "pyproject.toml").read_text()
+    for form in (folder / "ISSUE_TEMPLATE").glob("*.yml"):
+        content = yaml.safe_load(form.read_text(encoding="utf-8"))
+        if form.name != "config.yml":
+            assert {"name", "description", "body"} == content.keys()
+            assert all(part["attributes"]["label"] for part in content["body"])
 
 
 def test_the_figures_are_those_that_are_drawn(tmp_path: Path) -> None:
     drawn = {path.name for path in draw_figures.main(tmp_path)}
     assert drawn == {path.name for path in tmp_path.iterdir()}
+    assert {f"{name}_{page}.png" for name in ("scope", "memory") for page in draw_figures.INKS} < drawn
     text = (PROJECT / "docs" / "lambda_layers.md").read_text(encoding="utf-8")
     assert drawn == {Path(link).name for link in LINK.findall(text) if link.endswith(".png")}
 

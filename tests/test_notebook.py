@@ -1,5 +1,6 @@
-"""LambdaNetworks.ipynb, executed from top to bottom by a real kernel."""
+"""LambdaNetworks.ipynb, executed from top to bottom by a real kernel; and what is saved in it."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,36 +10,57 @@ from nbclient import NotebookClient
 
 from command_line.paths import PROJECT
 
+PICTURES = 5  # curve, confusion, embeddings of c2, reach, predictions
+
+
+def read() -> tuple[nbformat.NotebookNode, list[nbformat.NotebookNode]]:
+    """The notebook, and its cells of code."""
+    notebook = nbformat.read(PROJECT / "LambdaNetworks.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
+
 
 def printed(cell: nbformat.NotebookNode) -> str:
     return "".join(output.get("text", "") for output in cell.get("outputs", []))
 
 
-def test_the_notebook_trains_resumes_shows_and_packs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pictures(cells: list[nbformat.NotebookNode]) -> int:
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
+def test_the_notebook_trains_resumes_shows_and_packs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a warning of the kernel's
-    notebook = nbformat.read(PROJECT / "LambdaNetworks.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    notebook, cells = read()
     assert cells[0].metadata["tags"] == ["parameters"]
-    # no server that stays when the test is over, and no minute of timings: benchmark.py has tests of its own
     cells[0].source += f"""
-SETTINGS = "--dataset digits --epochs 1 --depth 26 --stages CCCL --image_size 8 --device cpu"
-BENCHMARK = ""
-TENSORBOARD = False
+SETTINGS = "--dataset digits --epochs 1 --depth 26 --image_size 8 --stem cifar --training_images 200 --device cpu"
 RUNS = {str(tmp_path / "the runs")!r}
 """
+    (training,) = [cell for cell in cells if "main_general.py" in cell.source and "!" in cell.source]
+    (packing,) = [cell for cell in cells if "zipfile" in cell.source]
+    again = nbformat.v4.new_code_cell(f"RESUME = True\n{training.source}")
+    kept = "logs = archive.rename(archive.with_name('logs.zip'))\nZIP_CHECKPOINTS = True\n"
+    whole = nbformat.v4.new_code_cell(kept + packing.source)
+    notebook.cells += [again, whole]
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(PROJECT)}}).execute()
-    texts = {cell.source.split("\n")[0]: printed(cell) for cell in cells}
-    trained, resumed = (
-        next(text for source, text in texts.items() if mark in source)
-        for mark in ("main_general.py --model", "main_general.py --resume")
-    )
-    assert "epoch 1" in trained  # the bar
-    assert "tensorboard --logdir" in trained
-    assert "is finished; nothing was done and nothing was changed" in resumed
-    pictures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
-    assert pictures == 3  # confusion, embeddings of c5, reach
+    assert printed(training).count("top-1") >= 2
+    assert printed(again).count("is finished; nothing was done and nothing was changed") == 2
+    (curve,) = [cell for cell in cells if "metrics.jsonl" in cell.source]
+    assert [line.split()[0] for line in printed(curve).splitlines()] == ["lambda", "baseline"]
+    assert pictures(cells) == PICTURES
     assert cells[-1].outputs[0].data["text/plain"] == "torch.Size([2, 64, 32, 32])"
-    (archive,) = tmp_path.glob("the runs/Lambda/*.zip")
-    names = zipfile.ZipFile(archive).namelist()
-    assert any(name.endswith("checkpoints/epoch0001.pt") for name in names)
+    archives = [tmp_path / "the runs" / name for name in ("logs.zip", "runs.zip")]
+    logs, everything = (zipfile.ZipFile(path).namelist() for path in archives)
+    assert {name.split("/")[0] for name in logs} == {"Lambda", "Baseline"}
+    assert any(name.endswith("metrics.jsonl") for name in logs)
+    assert not any(name.endswith(".pt") for name in logs)
+    assert any(name.endswith("checkpoints/epoch0001.pt") for name in everything)
+
+
+def test_outside_a_checkout_one_sentence_says_what_to_fill_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (_, project, *_) = read()[1]
+    with pytest.raises(Exception, match="^Fill in REPOSITORY above: your fork's address.$") as stopped:
+        exec(project.source, {"REPOSITORY": "", "KEEP_ON_DRIVE": False, "RUNS": "runs"})
+    assert stopped.value._render_traceback_() == [str(stopped.value)]  # which a notebook shows, and nothing else
+    assert os.listdir() == []

@@ -58,9 +58,13 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(checkout)], check=True)
     installed = {path.name for path in target.iterdir()} - {"__pycache__"}
     assert {name for name in installed if not name.endswith(".dist-info")} == {
-        "convert.py",
         "lambda_layer.py",
         "lambda_ops",
+        "lambda_resnets",
+    }
+    assert {path.name for path in (target / "lambda_resnets").glob("*.py")} == {
+        "__init__.py",
+        "convert.py",
         "resnet.py",
         "resnet_lambda.py",
     }
@@ -68,13 +72,16 @@ def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
         "import sys; sys.modules['torchvision'] = None\n"  # importing it is an error: the layer takes PyTorch alone
         "import lambda_layer, torch; print(lambda_layer.__file__)\n"
         "print(*lambda_layer.LambdaLayer(8, scope=3)(torch.zeros(2, 8, 4, 4)).shape)\n"
-        "del sys.modules['torchvision']; import convert, resnet_lambda; print(resnet_lambda.resnet50_lambda.args)"
+        "del sys.modules['torchvision']; from lambda_resnets import convert, resnet, resnet_lambda\n"
+        "print(resnet_lambda.resnet50_lambda.args, resnet_lambda.build_resnet is resnet.build_resnet)\n"
+        "print(convert.PooledLambdaLayer is resnet_lambda.PooledLambdaLayer)\n"
+        "print(*(name for name in ('resnet', 'resnet_lambda', 'convert') if name in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
     )
-    assert done.stdout.splitlines() == [str(target / "lambda_layer.py"), "2 8 4 4", "(50,)"]
+    assert done.stdout.splitlines() == [str(target / "lambda_layer.py"), "2 8 4 4", "(50,) True", "True", ""]
 
 
 def test_the_layer_and_each_op_import_from_those_above_it_alone() -> None:

@@ -278,6 +278,28 @@ def committed_logs(folder: Path) -> Path:
     return folder / FOLDER.relative_to(PROJECT)
 
 
+def least_width(table: str) -> float:
+    """Pixels below which a table scrolls, about: its cells are padded, and break at spaces, hyphens and slashes."""
+    rows = [[cell.strip() for cell in row.strip("|\n").split(" | ")] for row in table.splitlines()]
+    words = [
+        max(len(word) for cell in column for word in re.split("[ /–-]", cell)) for column in zip(*rows, strict=True)
+    ]
+    return sum(27 + 8.5 * longest for longest in words)
+
+
+def test_tables_fit_a_page_of_830_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "draw", lambda *given: [])
+    place = conditions(tmp_path)
+    stage_1(tmp_path)
+    names = {variation for one in EXPERIMENTS.values() for variation in one.variations.values()} - {*STAGE_1.values()}
+    for variation in names:  # each stands in the tables of the runs
+        write_run(place, variation, 0, [60.0])
+    text, _ = write_report(tmp_path, tmp_path, "")
+    found = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len(found) > 5
+    assert max(map(least_width, found)) < 830 - 32  # a page has margins
+
+
 def test_the_committed_results_are_what_the_committed_logs_give(tmp_path: Path) -> None:
     conclusions = (PROJECT / report.CONCLUSIONS).read_text(encoding="utf-8")
     text, _ = write_report(committed_logs(tmp_path / "committed"), tmp_path, conclusions)
