@@ -45,7 +45,7 @@ from data_sources.sources import read_source
 from model_preparation import Training, count_correct
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, shown
-from run_state.trained_network import TrainedNetwork, load_network
+from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
 from scoring import writing
 from scoring.evaluation import BINS, TOP, Evaluation
 from scoring.writing import ImagesOfTest
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """What the command line says; raises `InputError` for what it must not say."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--dataset", help="another data set than the run's, with classes of the same names")
     parser.add_argument("--data_dir", help="another folder than the run's: its own images, moved, or other ones")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<index> or mps (default: auto)")
