@@ -40,16 +40,17 @@ from command_line.errors import InputError, one_line_errors
 from command_line.settings import counted
 from data_preprocessing import Data, centre_view, load_data
 from data_sources.fingerprint import differences
-from fine_tuning.transfer import told, transfer
+from fine_tuning.transfer import told
 from log_data import NoLog, RunLog, start_config
 from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
 from nntest import evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from run_state.checkpoints import RunState, load_checkpoint
 from run_state.ending import finished_run, network_name, what_next
-from run_state.initial_weights import read_weights
+from run_state.initial_weights import put_weights
 from run_state.interruption import StopRequest
 from run_state.progress import follow
+from run_state.resumption import as_begun
 from run_state.run_folder import (
     best_file,
     find_launched,
@@ -106,6 +107,7 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     Raises:
         InputError: something the user can mend; where it is the settings or the data, nothing has been written.
     """
+    args = on_main(as_begun, args)
     if finished := on_main(finished_run, args):
         folder, state = finished
         result = summarise(args, folder, state)
@@ -119,9 +121,8 @@ def main(args: UserInput, make_model: MakeModel = build_model, facts: dict[str, 
     data = load_data(args, device)
     if args.patience is not None and data.validation is None:
         raise InputError("patience: takes validation images: validation_fraction, or a folder val beside test")
-    weights = read_weights(args)
     training = prepare_training(args, len(data.classes), device, make_model, len(data.train))
-    facts = {**(facts or {}), **({"init": transfer(weights, training.model, data.classes)} if weights else {})}
+    facts = {**(facts or {}), **put_weights(args, training.model, data.classes)}
     folder = on_main(open_folder, args)
     with StopRequest() as stop, ExitStack() as main_alone:
         on_main(main_alone.enter_context, locked(folder))

@@ -1,6 +1,6 @@
 """Tests of a network: after each epoch of a run, and by itself.
 
-    python nntest.py --checkpoint runs/Lambda/<run>                             # on the run's own test images
+    python nntest.py --checkpoint latest                                        # on the run's own test images
     python nntest.py --checkpoint runs/Lambda/<run> --data_dir other            # on others of the same classes
     python nntest.py --checkpoint cifar.pt --dataset cifar10 --device cpu --precision fp32
 
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     network = load_network(arguments.checkpoint)
     args = settings_of_test(network.args, arguments)
     device = find_device(arguments.device)
-    precision = choose_precision(arguments.precision, device)
+    precision = choose_precision(args.precision, device)
     tested = images_of_test(network, args, arguments.data_dir is not None)
     model = network.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = load_test(args, tested.images, network.normalisation, device)
@@ -241,7 +241,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="another data set than the run's, with classes of the same names")
     parser.add_argument("--data_dir", help="another folder than the run's: its own images, moved, or other ones")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<index> or mps (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
+    parser.add_argument("--precision", help="auto, fp32, bf16 or fp16 (default: the run's)")
     parser.add_argument("--batch_size", type=int, help="images seen at once (default: the run's)")
     parser.add_argument("--workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder for the files (default: tests/<checkpoint> of the run)")

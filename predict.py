@@ -35,8 +35,8 @@ from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import printable
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
-from scoring.confusion import labels
 from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
+from scoring.confusion import labels
 
 BATCH = 32  # images that the network sees at once
 BAR = 20  # characters for a confidence of 100 %

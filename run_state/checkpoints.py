@@ -130,13 +130,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote, on the CPU; raises whatever a damaged file happens to."""
     if not path.is_file():
         raise ValueError("it is no file")  # such as a pipe, from which nothing would ever come
+    check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_archive(path: Path) -> None:
+    """Raise where a file that `torch.save` wrote is damaged, or would fill the memory."""
     with zipfile.ZipFile(path) as archive:
         declared, there = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if declared > there:  # torch.save does not compress: this would fill the memory
             raise zipfile.BadZipFile(f"it declares {declared} bytes and has {there}")
         if damaged := archive.testzip():  # torch.load does not look at the checksums that torch.save writes
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(folder: Path, args: UserInput, training: Training) -> tuple[RunState, list[str]]:
@@ -189,7 +194,10 @@ def _newest_sound(folder: Path, args: UserInput, training: Training) -> tuple[di
 
 def agree(args: UserInput, config: dict[str, Any], source: Path) -> None:
     """Raise `InputError` where the settings that define a run's figures are not those that `source` has."""
-    if differences := contradictions(args, saved_settings(config, source)):
+    saved = saved_settings(config, source)
+    if args.precision == "auto":  # which the run has settled
+        args = dataclasses.replace(args, precision=saved.precision)
+    if differences := contradictions(args, saved):
         raise InputError(f"resume: the settings contradict those of {source}: {'; '.join(differences)}")
 
 
@@ -226,6 +234,12 @@ def _mend_best(
     with writing(best_file(folder)):
         write_atomically(best_file(folder), source.read_bytes())
     return [f"{best_file(folder).name} was made again from {source.name}"]
+
+
+def has_best(folder: Path, state: RunState) -> bool:
+    """Whether best.pt, where there is to be one, is the best epoch; raises whatever a damaged file happens to."""
+    done = state.rows[: state.best_epoch or 0]
+    return not done or _ends(read_checkpoint(best_file(folder))["rows"]) == _ends(done)
 
 
 def _ends(rows: list[dict[str, Any]]) -> list[float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nntrain import EpochProgress
 from run_state.board import has_every_epoch
-from run_state.checkpoints import RunState, agree, read_checkpoint
+from run_state.checkpoints import RunState, agree, has_best, read_checkpoint
 from run_state.run_folder import (
     CONFUSION,
     METRICS,
@@ -38,7 +38,7 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
         rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         own = saved["config"]["id"] == config["id"] and rows == state.rows
         written = (folder / CONFUSION).exists() and has_every_epoch(folder, rows)
-        whole = own and written and state.ended(args)
+        whole = own and written and state.ended(args) and has_best(folder, state)
     except Exception:  # whatever is missing or damaged is to be done again
         return None
     return (folder, state) if whole else None

@@ -3,17 +3,19 @@
 import http.client
 import sys
 import urllib.error
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNet152_Weights, WeightsEnum
 
 from acceleration.distributed import one_before_the_others
 from command_line.errors import InputError, summary
-from fine_tuning.transfer import Weights
+from fine_tuning.transfer import Weights, transfer
+from run_state.checkpoints import check_archive
 from run_state.trained_network import load_network
 from user_input import TORCHVISION_WEIGHTS, UserInput
 
@@ -22,6 +24,16 @@ INSIDE = ("state_dict", "model", "model_state_dict")  # names under which others
 OF_THIS_PROJECT = {"config", "training"}
 NAMES = ", ".join(TORCHVISION_WEIGHTS)
 TAKES = f"takes a run's folder, a checkpoint, a state dict (.pt, .pth, .safetensors), or torchvision's {NAMES}"
+
+
+def put_weights(args: UserInput, model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """Put the weights that `init_from` names, where it names any, into the model; what config.json says of that.
+
+    Raises:
+        InputError: they cannot be had, or nothing of them fits.
+    """
+    weights = read_weights(args)
+    return {"init": transfer(weights, model, classes)} if weights else {}
 
 
 def read_weights(args: UserInput) -> Weights | None:
@@ -82,6 +94,8 @@ def _of_torchvision(args: UserInput) -> Mapping[str, Tensor]:
 
 def _read(path: Path) -> Any:
     try:
+        if zipfile.is_zipfile(path):  # which torchvision's older files are not
+            check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file, or another kind of one, fails in whichever way its bytes happen to
         raise InputError(f"init_from: {path} cannot be read ({summary(error)[:200]}); {TAKES}") from error

@@ -32,6 +32,18 @@ def load_settings(argv: list[str] | None = None) -> UserInput:
         return dataclasses.replace(saved, **{**edited, **given, "resume": str(folder)})
 
 
+def as_begun(args: UserInput) -> UserInput:
+    """The settings, with the precision that `auto` has been settled to by the run that is to be resumed.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    if args.resume is None or args.precision != "auto":
+        return args
+    folder = find_run(group_folder(args.runs_path, args.model), args.resume_path)
+    return dataclasses.replace(args, precision=saved_settings(read_config(folder), folder / CONFIG).precision)
+
+
 def _edited(config: dict[str, Any]) -> dict[str, Any]:
     """The defaults of `user_input.py` that are others than when the run began."""
     before = config.get("defaults")

@@ -10,6 +10,7 @@ from scoring.confusion import fonts, labels
 
 SHOWN = 25  # mistakes
 COLUMNS = 5
+SPACING = 1.25  # from one row to the next, in columns
 MOST_LETTERS = 18  # of a class's name above a picture
 
 Mistake = tuple[Image.Image, str, str, float]  # as the network saw it; its class, what it was taken for, how surely
@@ -18,16 +19,18 @@ Mistake = tuple[Image.Image, str, str, float]  # as the network saw it; its clas
 def as_figure(mistakes: Sequence[Mistake], wrong: int, images: int) -> Figure:
     """A picture for each mistake, of `wrong` in so many images: what it was taken for, how surely, what it is."""
     rows = max(1, -(-len(mistakes) // COLUMNS))
-    figure = Figure(figsize=(2.0 * COLUMNS, 0.6 + 2.4 * rows), layout="constrained")
+    figure = Figure(figsize=(2.0 * COLUMNS, 0.5 + 2.0 * SPACING * rows))
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-    for axes in all_axes:
-        axes.set_axis_off()
+    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0 - 0.5 / figure.get_figheight()))  # one for all: each takes its time
     family = ["DejaVu Sans", *fonts()]
-    for axes, (image, true, predicted, confidence) in zip(all_axes, mistakes, strict=False):
-        axes.imshow(image, interpolation="nearest")
+    for number, (image, true, predicted, confidence) in enumerate(mistakes):
+        left, top = number % COLUMNS, number // COLUMNS * SPACING
+        axes.imshow(image, interpolation="nearest", extent=(left, left + 0.9, top + 0.9, top))
         taken, own = (_short(name) for name in labels([predicted, true]))
-        axes.set_title(f"{taken} {100 * confidence:.1f} %\nis {own}", fontsize=8, family=family)
+        title = f"{taken} {100 * confidence:.1f} %\nis {own}"
+        axes.text(left, top - 0.03, title, fontsize=8, family=family, verticalalignment="bottom")
+    axes.set(xlim=(0, COLUMNS), ylim=(rows * SPACING - 0.3, -0.3), aspect="auto")
+    axes.set_axis_off()
     figure.suptitle(f"{wrong:,} of {images:,} test images are taken for another class; the surest first", fontsize=9)
     return figure
 

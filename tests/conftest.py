@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from acceleration import devices
 from evidence.pinned import pinned
 from user_input import UserInput
 
@@ -66,6 +68,14 @@ def small(photos: Path, tmp_path: Path) -> UserInput:
         precision="fp32",
         runs_dir=str(tmp_path / "runs"),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cpus_alike() -> Iterator[None]:
+    """Whatever this CPU computes in, `auto` is fp32: the same figures on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_computes_in_bf16", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

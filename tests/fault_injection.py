@@ -5,9 +5,10 @@
 Every run is a process of its own, with one thread, ended at a random moment, two times in five while a checkpoint is
 being written: by SIGKILL, SIGTERM, SIGINT or SIGHUP, by the kill of a worker that loads its images, or by an image that
 cannot be read any more. Some get a second signal, which does not wait for the saving; of some, nobody reads standard
-output. Every other run reads its images from disk, by a worker; the others have neither. A run that came
-through must equal the undisturbed one: final weights and optimizer and those of the best epoch bit for bit,
-metrics.jsonl and TensorBoard's scalars point for point. As many runs as there are cores go on at a time.
+output. Every other run begins from weights, with parts of it frozen and its batches in pieces, and reads its images
+from disk, by a worker; the others have neither. A run that came through must equal the undisturbed one: final weights
+and optimizer and those of the best epoch bit for bit, metrics.jsonl and TensorBoard's scalars point for point. As many
+runs as there are cores go on at a time.
 """
 
 import argparse
@@ -29,9 +30,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from conftest import write_images
 from run_tools import assert_same_run, children, end_of, start
 
+from model_preparation import build_model
 from run_state.run_folder import checkpoint_files
 from user_input import UserInput
 
@@ -66,8 +69,19 @@ def small_run(folder: Path, epochs: int = 30) -> UserInput:
 
 
 def from_disk(args: UserInput) -> UserInput:
-    """The same, with its images read by a worker."""
-    return dataclasses.replace(args, memory_gib=0.0, workers=1, runs_dir=f"{args.runs_dir}_from_disk")
+    """The same with its images read by a worker, begun from weights, parts of it frozen, its batches in pieces."""
+    weights = Path(args.runs_dir).with_name("weights.pt")
+    torch.save(build_model(args, 3).state_dict(), weights)
+    return dataclasses.replace(
+        args,
+        memory_gib=0.0,
+        workers=1,
+        init_from=str(weights),
+        freeze="stem,c2",
+        body_lr_factor=0.1,
+        accumulate=2,
+        runs_dir=f"{args.runs_dir}_from_disk",
+    )
 
 
 def undisturbed_run(args: UserInput) -> tuple[Path, Pace]:

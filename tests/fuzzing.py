@@ -45,6 +45,7 @@ from hostile_files import (
 )
 from PIL import Image
 from run_tools import assert_same_training, figures, final_state
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -55,6 +56,7 @@ from data_preprocessing import AugmentedLoader, load_data
 from data_sources.in_memory import PlainLoader
 from log_data import RunLog
 from main_general import main
+from run_state.initial_weights import put_weights
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
 from user_input import UserInput
@@ -201,6 +203,31 @@ def bad_image(ground: Ground, chance: random.Random) -> str:
     return outcome(read)
 
 
+def foreign_weights(ground: Ground, chance: random.Random) -> str:
+    """A file of weights to start from, made by somebody or damaged by chance."""
+    model, marker = small_network(ground.args), ground.folder / "code was run"
+    ending = chance.choice(("pt", "pth", "safetensors"))
+    victim = ground.folder / "case" / f"weights.{ending}"
+    if ending == "safetensors":
+        save_file(model.state_dict(), victim)
+    elif chance.random() < 0.5:
+        torch.save(forge({"model": dict(model.state_dict())}, chance), victim)
+    else:
+        torch.save(model.state_dict(), victim, _use_new_zipfile_serialization=chance.random() < 0.5)
+    if chance.random() < 0.2:
+        sound = io.BytesIO()
+        torch.save(model.state_dict(), sound)
+        victim.unlink()
+        hostile_checkpoint(victim, sound.getvalue(), marker, chance.randrange(HOSTILE_CHECKPOINTS))
+    elif chance.random() < 0.6:
+        victim.write_bytes(mutate(victim.read_bytes(), chance))
+    args = dataclasses.replace(ground.args, init_from=str(victim))
+    ended = outcome(lambda: put_weights(args, model, ("nought", "one", "two")))
+    if marker.exists():
+        raise AssertionError("weights ran code")
+    return ended
+
+
 def command_line(ground: Ground, chance: random.Random) -> str:
     """Flags and values, each of which may fit or not."""
     fields = dataclasses.fields(UserInput)
@@ -291,6 +318,7 @@ KINDS: dict[str, Callable[[Ground, random.Random], str]] = {
     "forged settings": forged_config,
     "images": bad_image,
     "command lines": command_line,
+    "weights": foreign_weights,
     "ends of runs": ended_run,
 }
 

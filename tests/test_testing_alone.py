@@ -66,7 +66,7 @@ def test_the_runs_own_test_comes_out_as_in_the_run(
     figures, own = (json.loads((place / "test.json").read_text()) for place in (folder, run.folder))
     assert figures.keys() - own.keys() == {"checkpoint", "dataset", "data_dir", "device"}
     assert {key: figures[key] for key in own} == own
-    assert (figures["images"], figures["calibration_bins"], figures["precision"]) == (10, 15, "fp32")
+    assert (figures["images"], figures["calibration_bins"], figures["precision"]) == (10, 15, own["precision"])
 
     rows = table(folder / "predictions.csv")
     paths = [str(photos_flat.parent / row["file"]) for row in rows]
@@ -147,7 +147,7 @@ def test_a_picture_that_fails_leaves_the_figures(
     nntest.main(["--checkpoint", str(run.folder), "--out", str(tmp_path)])
     out, err = capsys.readouterr()
     assert "confusion.png could not be made (ValueError: no picture today)" in err
-    assert f"predictions.csv, confusion.csv, mistakes.png in {tmp_path}" in out
+    assert f"predictions.csv, mistakes.png, confusion.csv in {tmp_path}" in out
 
 
 def test_data_that_are_no_longer_the_runs_are_told(

@@ -3,10 +3,12 @@ import re
 import pytest
 import torch
 
+from acceleration import devices
 from acceleration.devices import choose_precision, describe_device, find_device, why_precision
 from command_line.errors import InputError
 
 CPU = torch.device("cpu")
+COMPUTES_IN_BF16 = devices.cpu_computes_in_bf16  # `conftest.py` puts another in its place
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
@@ -35,6 +37,7 @@ def test_threads_are_counted_in_english(monkeypatch: pytest.MonkeyPatch) -> None
 def test_auto_takes_bf16_where_the_cpu_computes_in_it(
     flags: tuple[bool, bool], chosen: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(devices, "cpu_computes_in_bf16", COMPUTES_IN_BF16)
     for name, flag in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), flags, strict=True):
         monkeypatch.setattr(torch.cpu, name, lambda flag=flag: flag)
     assert choose_precision("auto", CPU) == chosen

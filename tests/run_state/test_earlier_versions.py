@@ -94,3 +94,15 @@ def test_a_precision_that_auto_settled_stays(settled: str, kept: str) -> None:
     assert saved_settings_of(config, SAVED).precision == kept
     config["settings"]["precision"] = "fp32"
     assert saved_settings_of(config, SAVED).precision == "fp32"
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ends = load_settings(["--resume", str(run)]), []
+    for computes in (False, True):
+        monkeypatch.setattr("acceleration.devices.cpu_computes_in_bf16", lambda computes=computes: computes)
+        copy = shutil.copytree(run, tmp_path / f"bf16 {computes}" / "Lambda" / "run")
+        main(dataclasses.replace(begun, precision="auto", resume=str(copy)))
+        ends.append(read_checkpoint(copy / CHECKPOINTS / "epoch0002.pt")["rows"][1]["train_loss"])
+    assert ends[0] == ends[1]

@@ -110,8 +110,9 @@ def test_mistakes_are_drawn_with_both_names_whatever_they_are() -> None:
     odd = ("$x$", "a very long name of a class indeed", "猫")
     figure = mistakes.as_figure([(image(7), odd[0], odd[1], 0.987), (image(8), odd[2], odd[0], 0.5)], 2, 10)
     figure.canvas.draw()
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    (axes,) = figure.axes
+    titles = [text.get_text() for text in axes.texts]
     assert titles[0] == "a very long name … 98.7 %\nis \\$x\\$"
     assert titles[1].startswith("\\$x\\$ 50.0 %\nis ")
-    np.testing.assert_array_equal(figure.axes[1].get_images()[0].get_array()[0, 0], [8, 0, 0])
+    np.testing.assert_array_equal(axes.get_images()[1].get_array()[0, 0], [8, 0, 0])
     mistakes.as_figure([], 0, 10).canvas.draw()
