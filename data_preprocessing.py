@@ -51,11 +51,10 @@ from data_sources.normalisation import (
     measured_together,
 )
 from data_sources.streaming import StreamLoader
-from user_input import UserInput
+from user_input import NOT_FLIPPED, UserInput
 
 CROP_PADDING = 4  # pixels around a small image before its random crop (study)
 RESIZE_RATIO = 256 / 224  # side to which a test image is resized, to the side of its centre crop (ImageNet)
-NOT_FLIPPED = ("digits",)  # a mirrored digit is no digit
 
 Loaders = tuple[Loader, Sequence[OrderedLoader], Normalisation]  # of the training images, of the others
 

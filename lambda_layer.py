@@ -1,7 +1,6 @@
 """Lambda layers (I. Bello, "LambdaNetworks", ICLR 2021): long-range interactions without attention.
 
-This file and the folder `lambda_ops`, PyTorch alone. `LambdaLayer` takes maps, `LambdaLayer1d` sequences,
-`LambdaLayer3d` volumes.
+This file and the folder `lambda_ops`, PyTorch alone. `LambdaLayer` takes maps, `LambdaLayer1d` sequences, `3d` volumes.
 
     layer = LambdaLayer(64, input_size=32)              # global context
     layer = LambdaLayer(64, scope=7, intra_depth=4)     # lambda convolution, for inputs of any size
@@ -56,16 +55,13 @@ class LambdaLayer(nn.Module):
     Args:
         dim: d, channels of the input.
         dim_out: channels of the output, a multiple of `heads`; None: as many as of the input.
-        input_size: the largest map that a global context takes, one length for all axes or a length for each. A
-            relative context takes every smaller map too, by the middle of its table; an absolute one takes that size
-            alone; `resize_embedding` makes another. Not needed with a scope, which takes inputs of any size.
+        input_size: lengths, or one for all axes, of the largest map that a global context takes: a relative one takes
+            smaller maps too, by the middle of its table, an absolute one that size alone. Not needed with a scope.
         key_depth: k, channels of a query and a key.
         heads: h, queries of a position, which share its lambda; v = dim_out / h.
         intra_depth: u, keys and values of a position.
-        scope: r, odd side of a window: a position's lambda sums up this neighbourhood, zero outside the map, and
-            content stays global. None: the whole map.
-        position: "relative", an embedding by offset m - n, (k, u, 2H-1, 2W-1) or (k, u, r, r); "absolute", one for
-            each pair, (n, m, k, u), without a scope; "none": λ_c alone.
+        scope: r, odd side of the window that λ_p sums up, zero outside the map; None: the whole map, as for λ_c.
+        position: "relative", "absolute", which takes no scope, or "none": the kind of E above.
         content: whether there is λ_c; False leaves out `to_keys`.
         embedding: what `make_embedding` has made with the same settings, to be shared by several layers; None: an own.
         position_bias: add a learnt b[k] to every λ_p[n, k, v], as code does that makes λ_p by a 3-D convolution with
@@ -105,13 +101,8 @@ class LambdaLayer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         dim_out = dim if dim_out is None else dim_out
-        for name, count in {
-            "dim": dim,
-            "dim_out": dim_out,
-            "key_depth": key_depth,
-            "heads": heads,
-            "intra_depth": intra_depth,
-        }.items():
+        counts = {"dim": dim, "dim_out": dim_out, "key_depth": key_depth, "heads": heads, "intra_depth": intra_depth}
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
         if dim_out % heads:
@@ -179,12 +170,7 @@ class LambdaLayer(nn.Module):
 
     @classmethod
     def _embedding_shape(
-        cls,
-        input_size: int | Sequence[int] | None,
-        key_depth: int,
-        intra_depth: int,
-        scope: int | None,
-        position: str,
+        cls, input_size: int | Sequence[int] | None, key_depth: int, intra_depth: int, scope: int | None, position: str
     ) -> Size:
         if scope is not None:
             if scope < 1 or scope % 2 == 0:
@@ -227,7 +213,8 @@ class LambdaLayer(nn.Module):
         value = value.transpose(2, 3).contiguous()
         outputs = []  # each (b, n, h, v)
         if key is not None:
-            outputs.append(self._content(query, _by_position(key, self.key_depth, self.intra_depth), value))
+            key = _by_position(key, self.key_depth, self.intra_depth)
+            outputs.append(content_output(query, key, value, self.position_bias))
         if self.embedding is not None:
             position_output = relative_output if self.position == "relative" else absolute_output
             outputs.append(position_output(query, value, self.embedding, size, self._way))
@@ -248,9 +235,6 @@ class LambdaLayer(nn.Module):
         if self.axes == 1 and is_plain(norm, nn.BatchNorm1d):  # a third of the time that it takes over a strided map
             return norm(x.flatten(0, 1)).view_as(x)
         return norm(x.movedim(self.axes + 1, 1)).movedim(1, self.axes + 1)
-
-    def _content(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return content_output(query, key, value, self.position_bias)
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:

@@ -46,6 +46,7 @@ class Training:
     cuda_graph: bool  # whether a step is to be replayed as a CUDA graph
     accumulate: int = 1  # pieces in which a batch is computed
     clip_gradients: float | None = None  # longest norm of all gradients together
+    test_flips: bool = False  # whether a test sees each image's mirror, too
     steps_per_epoch: int = 1
     rate_by_step: bool = False  # whether the learning rate changes after each step, or after each epoch
     average: AveragedModel | None = None  # of the weights
@@ -178,6 +179,7 @@ def prepare_training(
         cuda_graph=args.cuda_graph and device.type == "cuda" and size() == 1,
         accumulate=args.accumulate,
         clip_gradients=args.clip_gradients,
+        test_flips=args.test_flips,
         steps_per_epoch=steps,
         rate_by_step=args.schedule in BY_STEP,
     )
@@ -315,6 +317,12 @@ def _one_cycle(done: int, peak: float, top: int, last: int) -> float:
     if done > top:
         share = min(1.0, (done - top) / max(1, last - top))
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def evaluation_logits(network: nn.Module, pixels: Tensor, flips: bool) -> Tensor:
+    """(b, 3, s, s) -> (b, classes) as a test has them: with `flips`, the mean of those of each image and its mirror."""
+    logits = network(pixels)
+    return (logits + network(pixels.flip(3))) / 2 if flips else logits
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from data_sources.fingerprint import differences
 from data_sources.image_set import ImageSet
 from data_sources.layout import every_image
 from data_sources.sources import read_source
-from model_preparation import Training, count_correct
+from model_preparation import Training, count_correct, evaluation_logits
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, shown
 from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
@@ -65,6 +65,9 @@ class Computing(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def test_flips(self) -> bool: ...
+
     def autocast(self) -> torch.autocast: ...
 
 
@@ -75,6 +78,7 @@ class Alone:
     model: nn.Module
     device: torch.device
     precision: str  # fp32, bf16 or fp16
+    test_flips: bool = False
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -111,7 +115,7 @@ def evaluate(
             if not len(labels):  # of a last, small batch there may be none left for this process
                 continue
             with training.autocast():
-                logits = network(pixels)
+                logits = evaluation_logits(network, pixels, training.test_flips)
             counts.add(logits, labels, share)
     return None if left else counts.evaluation(started)
 
@@ -216,7 +220,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     tested = images_of_test(network, args, arguments.data_dir is not None)
     model = network.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = load_test(args, tested.images, network.normalisation, device)
-    found = evaluate(Alone(model, device, precision), loader)
+    found = evaluate(Alone(model, device, precision, args.test_flips), loader)
     assert found is not None  # nothing stops it
     where = args.data_dir if args.dataset == "imagefolder" else args.dataset
     about = {

@@ -163,7 +163,7 @@ def predict_views(network: TrainedNetwork, images: Sequence[Image.Image], top: i
     """The likeliest classes of each of several images of s × s pixels."""
     pixels = torch.from_numpy(np.stack([np.array(image) for image in images]))  # (b, s, s, 3) uint8
     with torch.inference_mode():
-        logits = network.model(network.normalisation.apply(pixels))  # (b, classes)
+        logits = network.logits(network.normalisation.apply(pixels))  # (b, classes)
     shares, indices = logits.softmax(1).topk(min(top, len(network.classes)))
     rows = zip(indices.tolist(), shares.tolist(), strict=True)
     return [[(network.classes[i], share) for i, share in zip(*row, strict=True)] for row in rows]

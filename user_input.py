@@ -128,6 +128,8 @@ class UserInput(Settings):
     average_epochs: int = setting(10, "of the average of the last epochs: how many", before=10, minimum=1)
 
     TEST = Heading("the test")
+    test_flips: bool = setting(False, before=False, help=
+        "average the logits of each image and of its mirror, in every test, prediction and export (study: no)")
     also_test_in_training_mode: bool = setting(False, before=False, help=
         "a second test with batch norms in training mode, in shuffled batches of batch_size (study: its only test)")
     keep_predictions: int = setting(0, before=0, minimum=0, free=True, help=
@@ -159,6 +161,7 @@ class UserInput(Settings):
         _check_stages(self)
         _check_lambda_layers(self)
         _check_freeze(self)
+        _check_flips(self)
         if self.accumulate > 1 and self.batch_size < 2 * self.accumulate:
             raise InputError(
                 f"accumulate: {self.accumulate} pieces of a batch of {self.batch_size} are too small, since batch norm "
@@ -218,6 +221,7 @@ class UserInput(Settings):
         return " ".join(["python main_general.py", *flags(dataclasses.replace(self, resume=None))])
 
 
+NOT_FLIPPED = ("digits",)  # a mirrored digit is no digit
 SMALL_IMAGE = 64  # pixels a side; larger images get ImageNet's augmentation
 FREE_ON_RESUME = frozenset(field.name for field in dataclasses.fields(UserInput) if field.metadata["free"])
 # Settings of earlier versions that are no more, with the values at which they said what is now always so.
@@ -295,6 +299,11 @@ def _check_lambda_layers(args: UserInput) -> None:
         channels = args.width << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
+
+
+def _check_flips(args: UserInput) -> None:
+    if args.test_flips and args.dataset in NOT_FLIPPED:
+        raise InputError(f"test_flips: a mirrored image of {args.dataset} is another one; take no-test_flips")
 
 
 def _check_freeze(args: UserInput) -> None:

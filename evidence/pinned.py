@@ -66,6 +66,7 @@ PINNED: dict[str, Any] = {
     "average_decay": 0.9999,
     "average_epochs": 10,
     # the test
+    "test_flips": False,
     "also_test_in_training_mode": False,
     "keep_predictions": 0,
     # the machine, and the run's folder

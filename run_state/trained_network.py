@@ -15,7 +15,7 @@ from command_line.errors import InputError
 from data_preprocessing import centre_view
 from data_sources.normalisation import Normalisation
 from data_sources.pixels import Whites
-from model_preparation import build_model
+from model_preparation import build_model, evaluation_logits
 from run_state.checkpoints import read_checkpoint
 from run_state.run_folder import (
     CHECKPOINTS,
@@ -54,6 +54,10 @@ class TrainedNetwork:
         run = self.file.absolute().parent.parent if self.file.parent.name == CHECKPOINTS else self.file
         kind = "λ-ResNet" if self.args.model == "lambda" else "ResNet"
         return f"{kind}-{self.args.depth}, {self.args.dataset}, after epoch {self.epochs_done}, {run.name}"
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Normalised images (b, 3, s, s) -> (b, classes), as in the run's test."""
+        return evaluation_logits(self.model, pixels, self.args.test_flips)
 
     def as_drawn(self) -> nn.Module:
         """The network as it was before its first step: drawn once more, by the run's seed."""
@@ -146,8 +150,9 @@ class Classifier(nn.Module):
     def __init__(self, network: TrainedNetwork) -> None:
         super().__init__()
         self.model = network.model
+        self.flips = network.args.test_flips
         self.register_buffer("mean", torch.tensor(network.normalisation.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(network.normalisation.std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model((pixels - self.mean) / self.std)
+        return evaluation_logits(self.model, (pixels - self.mean) / self.std, self.flips)

@@ -135,3 +135,15 @@ def test_the_averages_batch_norms_are_estimated_on_training_images(trained) -> N
         assert torch.equal(found.predicted, average.module.eval()(images).argmax(1))
     assert np.isfinite(found.loss)
     assert torch.equal(found.labels, labels)
+
+
+def test_with_flips_an_image_and_its_mirror_count_alike(trained) -> None:
+    data, training = trained(test_flips=True)
+    images, labels = (torch.cat(parts) for parts in zip(*data.test.batches(), strict=True))
+    with torch.no_grad():
+        plain, mirrored = training.model.eval()(images), training.model(images.flip(-1))
+    found = evaluate(training, data.test)
+    expected = (plain + mirrored) / 2
+    assert not torch.allclose(plain, mirrored)
+    assert found.loss == pytest.approx(float(F.cross_entropy(expected, labels)), rel=1e-5)
+    assert torch.equal(found.predicted, expected.argmax(1))

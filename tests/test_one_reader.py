@@ -66,8 +66,8 @@ def run(args: UserInput) -> RunResult:
 
 @pytest.fixture(scope="module")
 def resized(args: UserInput) -> RunResult:
-    """As on ImageNet, from the disk."""
-    return main(dataclasses.replace(args, augmentation="resized_crop", epochs=1))
+    """As on ImageNet, from the disk, and tested with mirrored images."""
+    return main(dataclasses.replace(args, augmentation="resized_crop", test_flips=True, epochs=1))
 
 
 @pytest.mark.parametrize("which", ["run", "resized"])

@@ -27,7 +27,7 @@ from model_preparation import prepare_training
 from resnet import DEPTHS
 from resnet_lambda import build_lambda_resnet, resnet26_lambda
 from run_state.run_folder import checkpoint_files
-from run_state.trained_network import load_network
+from run_state.trained_network import Classifier, load_network
 from user_input import UserInput
 
 
@@ -298,3 +298,12 @@ def test_an_export_has_no_fft() -> None:
         export_model.avoid_fft(wide, x)
         export_model.avoid_fft(narrow, x[..., :8, :8])
     assert (wide._way, narrow._way) == (Way("convolution"), None)
+
+
+def test_a_classifier_sees_mirrors_where_the_runs_test_does(trained: tuple[UserInput, RunResult]) -> None:
+    network = load_network(trained[1].folder)
+    mirrored = dataclasses.replace(network, args=dataclasses.replace(network.args, test_flips=True))
+    pixels = torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        one, other = (Classifier(network).eval()(each) for each in (pixels, pixels.flip(3)))
+        torch.testing.assert_close(Classifier(mirrored).eval()(pixels), (one + other) / 2)
