@@ -259,7 +259,8 @@ def test_a_terminal_that_is_closed(undisturbed: tuple[UserInput, RunResult], tmp
 
 
 def test_ctrl_c_while_pytorch_loads_leaves_no_traceback() -> None:
-    process = subprocess.Popen([sys.executable, PROJECT / "predict.py", "--help"], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, PROJECT / "predict.py", "a.png", "--checkpoint", "none"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
