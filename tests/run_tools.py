@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,3 +169,10 @@ def assert_same_curve(folder: Path, expected: Path, args: UserInput) -> float:
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float(sum((one[name] - other[name]).double().square().sum() for name in one)) ** 0.5
+
+
+def half_done(folder: Path, where: Path) -> Path:
+    """A copy of a run, as it was after its first checkpoint."""
+    copy = shutil.copytree(folder, where / "runs" / "Lambda" / folder.name)
+    (copy / "checkpoints" / "epoch0004.pt").unlink()
+    return copy
