@@ -1,6 +1,8 @@
 """What `fuzzing.py` throws at the project: files damaged by chance, and checkpoints, values and images made to harm."""
 
 import copy
+import errno
+import io
 import os
 import pickle
 import random

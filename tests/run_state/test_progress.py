@@ -14,7 +14,7 @@ def test_what_is_left_is_computed_from_the_steps_and_the_tests() -> None:
     assert line == (
         "epoch 4 of 10, step 120 of 400: loss 1.5000, 256 images/s, 2 min left of the epoch, 26 min of the run"
     )
-    assert [progress._duration(seconds) for seconds in (0.4, 59.0, 3600.0, 7500.0)] == [
+    assert [progress.duration(seconds) for seconds in (0.4, 59.0, 3600.0, 7500.0)] == [
         "0 s",
         "59 s",
         "1 h 00 min",
