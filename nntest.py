@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
         "device": describe_device(device),
         "precision": precision,
     }
-    print(f"{about['checkpoint']}, {network.epochs_done} epochs, on {found.images:,} test images of {where}")
+    print(f"{network.title}, on {found.images:,} test images of {where}")
     print(f"{about['device']}, {precision}, {found.seconds:.1f} s\n")
     print("\n".join(lines(found, tested.classes)))
     write(arguments.out or default_folder(network.file, arguments), found, tested, about)

@@ -89,6 +89,12 @@ def commands(page: Path) -> set[str]:
     return {step for step in steps if step.startswith(TOOLS) or step in ("ruff", ".ci/run")}
 
 
+def test_the_readme_is_short() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    words = [word for word in text.split() if re.search(r"\w", word)]  # commands, tables and output count, bars do not
+    assert len(words) <= 1200
+
+
 def test_every_command_is_executed_or_named_as_not_executed() -> None:
     everything = set().union(*map(commands, PAGES))
     assert len(everything) > 25

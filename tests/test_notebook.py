@@ -57,6 +57,17 @@ RUNS = {str(tmp_path / "the runs")!r}
     assert any(name.endswith("checkpoints/epoch0001.pt") for name in everything)
 
 
+def test_what_is_saved_is_one_run_from_top_to_bottom() -> None:
+    path = PROJECT / "LambdaNetworks.ipynb"
+    _, cells = read()
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert pictures(cells) == PICTURES
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    text = path.read_text(encoding="utf-8")
+    assert not [place for place in ("/root/", "/home/", "/tmp/", "/work/", "/Users/", str(PROJECT)) if place in text]
+    assert path.stat().st_size < 2**20
+
+
 def test_outside_a_checkout_one_sentence_says_what_to_fill_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (_, project, *_) = read()[1]
