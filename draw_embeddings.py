@@ -16,9 +16,14 @@ k key depth · u intra-depth · n query positions · m context positions · offs
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
-import argparse
+from command_line.errors import one_line_errors
+from command_line.tools import read_draw
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_draw(__doc__)
+
 from collections.abc import Iterator
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -31,10 +36,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from command_line import errors
-from command_line.errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError
 from lambda_layer import LambdaLayer
 from run_state.run_folder import shown
-from run_state.trained_network import CHECKPOINT_HELP, load_network
+from run_state.trained_network import load_network
 
 STAGES = {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 MOST_PANELS = 16  # key channels that TensorBoard's pictures have of a layer
@@ -49,10 +54,7 @@ Stages = dict[str, dict[str, Tensor]]  # by stage and layer, such as `c3` and `c
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the embeddings of the checkpoint that the command line names."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write the pictures into")
-    arguments = parser.parse_args(argv)
+    arguments = read_draw(__doc__, argv)
     network = load_network(arguments.checkpoint)
     stages = stage_embeddings(network.model)
     if not stages:

@@ -14,7 +14,13 @@ Weights alone (`.pth`) are of use with this project's code only, and lie in the 
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
-import argparse
+from command_line.errors import one_line_errors
+from command_line.tools import read_export
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_export(__doc__)
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +30,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from acceleration.fast_layers import folded
-from command_line.errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError
 from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
 from run_state.run_folder import shown
-from run_state.trained_network import CHECKPOINT_HELP, Classifier, TrainedNetwork, load_network
+from run_state.trained_network import Classifier, TrainedNetwork, load_network
 
 EXAMPLES = 2  # images that are traced; one would fix the batch
 VIEWS = {  # how a test image becomes so large, by `UserInput.crops`
@@ -39,13 +45,8 @@ VIEWS = {  # how a test image becomes so large, by `UserInput.crops`
 
 def main(argv: list[str] | None = None) -> None:
     """Export what the command line names."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--to", type=Path, required=True, help="the file to write: *.onnx or *.pt2")
-    arguments = parser.parse_args(argv)
-    save = {".onnx": save_onnx, ".pt2": save_pt2}.get(arguments.to.suffix)
-    if save is None:
-        raise InputError(f"to: {arguments.to} is not allowed; {refusal(arguments.to)}")
+    arguments = read_export(__doc__, argv)
+    save = {".onnx": save_onnx, ".pt2": save_pt2}[arguments.to.suffix]
     network = load_network(arguments.checkpoint)
     about = describe(network)
     print(f"exporting {network.title}: seconds, or about a minute for many layers", flush=True)
@@ -54,16 +55,6 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         raise InputError(f"to: {arguments.to} cannot be written ({error.strerror})") from error
     print(f"{shown(arguments.to)}\n  takes {about['inputs']}\n  gives {about['outputs']}")
-
-
-def refusal(path: Path) -> str:
-    """What is to be typed in place of a file of that name."""
-    if path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        return (
-            "weights alone need this project's code, and lie in the checkpoint already: "
-            'torch.load(checkpoint, weights_only=True)["training"]["model"]; to do without the code, take .onnx or .pt2'
-        )
-    return "takes a file name that ends in .onnx or .pt2"
 
 
 def describe(network: TrainedNetwork) -> dict[str, str]:

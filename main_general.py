@@ -362,7 +362,8 @@ def report(args: UserInput, log: RunLog | NoLog, state: RunState, result: RunRes
 
 def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: RunResult) -> list[str]:
     """What a run that is done came to, and what to type next."""
-    name = network_name(args) if make_model is build_model else "the network"
+    own = make_model is build_model  # no command gives another network
+    name = network_name(args) if own else "the network"
     lines = [
         f"{name} on {args.dataset}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, "
         f"{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s, {result.images_per_second:.0f} images/s"
@@ -382,7 +383,7 @@ def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: 
             f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
             f"python main_general.py --resume {run} --stop_after none"
         )
-    return lines + what_next(args, result.folder)
+    return lines + what_next(args, result.folder, whole=own and result.epochs >= args.epochs)
 
 
 if __name__ == "__main__":

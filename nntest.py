@@ -14,6 +14,13 @@ Their classes have the names that the run knows; not all of them need be there.
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
+from command_line.errors import one_line_errors
+from command_line.tools import read_test
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_test(__doc__)
+
 import argparse
 import dataclasses
 import itertools
@@ -34,7 +41,7 @@ from tqdm import tqdm
 from acceleration.devices import autocast, choose_precision, describe_device, enough_memory, find_device
 from acceleration.distributed import all_max, all_sum, hide_bar, share_buffers
 from command_line import errors
-from command_line.errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError
 from command_line.paths import project_path
 from data_preprocessing import folder_options, load_test
 from data_sources.batches import Loader, OrderedLoader, Until, mix, shares
@@ -45,7 +52,7 @@ from data_sources.sources import read_source
 from model_preparation import Training, count_correct, evaluation_logits
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, shown
-from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
+from run_state.trained_network import TrainedNetwork, load_network
 from scoring import writing
 from scoring.evaluation import BINS, TOP, Evaluation
 from scoring.writing import ImagesOfTest
@@ -212,7 +219,7 @@ def _mode(network: nn.Module, training: bool) -> Iterator[None]:
 @enough_memory()
 def main(argv: list[str] | None = None) -> Evaluation:
     """Test the network that the command line names, print what it comes to, and write it down."""
-    arguments = read_arguments(argv)
+    arguments = read_test(__doc__, argv)
     network = load_network(arguments.checkpoint)
     args = settings_of_test(network.args, arguments)
     device = find_device(arguments.device)
@@ -231,25 +238,11 @@ def main(argv: list[str] | None = None) -> Evaluation:
         "device": describe_device(device),
         "precision": precision,
     }
-    print(f"{about['checkpoint']}, {network.epochs_done} epochs, on {found.images:,} test images of {where}")
+    print(f"{network.title}, on {found.images:,} test images of {where}")
     print(f"{about['device']}, {precision}, {found.seconds:.1f} s\n")
     print("\n".join(lines(found, tested.classes)))
     write(arguments.out or default_folder(network.file, arguments), found, tested, about)
     return found
-
-
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """What the command line says; raises `InputError` for what it must not say."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--dataset", help="another data set than the run's, with classes of the same names")
-    parser.add_argument("--data_dir", help="another folder than the run's: its own images, moved, or other ones")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<index> or mps (default: auto)")
-    parser.add_argument("--precision", help="auto, fp32, bf16 or fp16 (default: the run's)")
-    parser.add_argument("--batch_size", type=int, help="images seen at once (default: the run's)")
-    parser.add_argument("--workers", type=int, help="processes that load images (default: the run's)")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: tests/<checkpoint> of the run)")
-    return parser.parse_args(argv)
 
 
 def settings_of_test(args: UserInput, arguments: argparse.Namespace) -> UserInput:

@@ -17,7 +17,13 @@ class; it is not the chance of being right, and an image of no class that the ne
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
-import argparse
+from command_line.errors import one_line_errors
+from command_line.tools import read_predict
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_predict(__doc__)
+
 import csv
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,17 +37,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from command_line import errors
-from command_line.errors import InputError, Parser, one_line_errors
+from command_line.errors import InputError
 from command_line.paths import printable
+from command_line.tools import BATCH, MOST_PICTURED
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
-from run_state.trained_network import CHECKPOINT_HELP, TrainedNetwork, load_network
+from run_state.trained_network import TrainedNetwork, load_network
 from scoring.confusion import labels
 
-BATCH = 32  # images that the network sees at once
 BAR = 20  # characters for a confidence of 100 %
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
-MOST_PICTURED, ACROSS = 24, 3  # images in a picture, and beside one another
+ACROSS = 3  # images beside one another in a picture
 
 Predictions = list[tuple[str, float]]  # classes, the likeliest first, each with its share in 0..1
 
@@ -56,7 +61,7 @@ class Seen(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Print a table of the images that the command line names; the exit code is 1 where one could not be read."""
-    arguments = read_arguments(argv)
+    arguments = read_predict(__doc__, argv)
     network = load_network(arguments.checkpoint)
     paths = image_paths(arguments.images)
     widths = [max(map(len, words)) for words in (["image", *map(printable, paths)], ["class", *network.classes])]
@@ -77,32 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     if bad:
         print(f"{bad} of {len(paths)} images could not be read")
     return min(bad, 1)
-
-
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """What the command line says; raises `InputError` for what it must not say."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, help="image files, and folders of them")
-    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--top", type=int, default=3, help="how many classes to name for each image (default: 3)")
-    parser.add_argument("--batch_size", type=int, default=BATCH, help=f"images seen at once (default: {BATCH})")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="write the same to a file as well: *.csv for the table, *.png, *.jpg, *.pdf or *.svg for a picture of the "
-        f"first {MOST_PICTURED} images with their bars; may be given twice",
-    )
-    arguments = parser.parse_args(argv)
-    for name in ("top", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"{name}: {getattr(arguments, name)} is not allowed; takes a whole number, at least 1")
-    for path in arguments.out:
-        if path.suffix.lower() not in (".csv", *PICTURES):
-            raise InputError(f"out: {path} is not allowed; takes a name that ends in .csv, {', '.join(PICTURES)}")
-    return arguments
 
 
 def image_paths(given: Sequence[Path]) -> list[str]:

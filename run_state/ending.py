@@ -1,8 +1,10 @@
 """The end of a run: whether there is anything left to do of it, what it is called, and what to type next."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+from command_line.paths import project_path
 from nntrain import EpochProgress
 from run_state.board import has_every_epoch
 from run_state.checkpoints import RunState, agree, has_best, read_checkpoint
@@ -44,6 +46,11 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
     return (folder, state) if whole else None
 
 
+def going_further(args: UserInput, folder: Path) -> UserInput:
+    """The settings of a run that begins with the weights of the one in `folder`, which has come to its end."""
+    return dataclasses.replace(args, init_from=project_path(str(folder)), stop_after=None, resume=None)
+
+
 def network_name(args: UserInput) -> str:
     """`λ-ResNet-50 (CCLL, imagenet stem)`."""
     kind = "λ-ResNet" if args.model == "lambda" else "ResNet"
@@ -51,12 +58,17 @@ def network_name(args: UserInput) -> str:
     return f"{kind}-{args.depth} ({stages}{args.stem} stem)"
 
 
-def what_next(args: UserInput, folder: Path) -> list[str]:
-    """The run's folder, and the commands that go on from there."""
+def what_next(args: UserInput, folder: Path, whole: bool) -> list[str]:
+    """The run's folder, and the commands that go on from there, past all of its epochs where it is whole.
+
+    The last is TensorBoard's.
+    """
     run, lines = quoted(folder), []
     if has_checkpoint(folder):
         lines = [f"python predict.py IMAGE --checkpoint {run}"]
         if "L" in args.stage_word and args.position != "none":
             lines.append(f"python draw_embeddings.py --checkpoint {run} --out pictures")
+        if whole:
+            lines.append(f"{going_further(args, folder).command()}  # as many epochs more, in a new folder")
     moved = not folder.is_relative_to(args.runs_path)
     return [run, *lines, f"tensorboard --logdir {quoted(folder if moved else args.runs_path)}"]

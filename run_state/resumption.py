@@ -73,7 +73,8 @@ def _check_epochs(epochs: int, saved: UserInput, folder: Path) -> None:
         choice = "To train on"
     else:
         state = f"has done {done} of {saved.epochs} epochs, on a schedule of so many, which is not bent to {epochs}"
-        choice = f"To the end of its own schedule: --resume {run}. To train for {epochs - done} more in its place"
+        choice = f"To the end of its own schedule: python main_general.py --resume {run}. "
+        choice += f"To train for {epochs - done} more in its place"
     raise InputError(
         f"epochs: {run} {state}. {choice}, from its last weights, with a new schedule and in a new folder, which names "
         f"this run: {anew.command()}"

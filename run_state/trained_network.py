@@ -31,7 +31,6 @@ from run_state.saved_settings import saved_settings
 from user_input import UserInput
 
 LATEST = Path("latest")
-CHECKPOINT_HELP = "a checkpoint, a run's folder, or latest: the newest run in the runs' folder of user_input.py"
 
 
 @dataclass(frozen=True)

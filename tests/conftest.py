@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from acceleration import devices
 from evidence.pinned import pinned
+from main_general import RunResult, main
 from user_input import UserInput
 
 SIDE = 12
@@ -68,6 +69,24 @@ def small(photos: Path, tmp_path: Path) -> UserInput:
         precision="fp32",
         runs_dir=str(tmp_path / "runs"),
     )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+    """A run that has done its four epochs, and its settings; tests work on copies of its folder."""
+    args = UserInput(
+        depth=26,
+        stages="CLLL",
+        dataset="imagefolder",
+        data_dir=str(photos),
+        image_size=12,
+        batch_size=8,
+        epochs=4,
+        checkpoint_every=2,
+        device="cpu",
+        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
+    )
+    return args, main(args)
 
 
 @pytest.fixture(scope="session", autouse=True)

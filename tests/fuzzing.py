@@ -38,6 +38,7 @@ from hostile_files import (
     HOSTILE_CHECKPOINTS,
     HOSTILE_IMAGES,
     HOSTILE_VALUES,
+    Gone,
     forge,
     hostile_checkpoint,
     hostile_image,
@@ -275,13 +276,6 @@ class Fault:
         for item in self.usual(*arguments, **options):
             self.count()
             yield item
-
-
-class Gone(io.StringIO):
-    """A console whose terminal is closed."""
-
-    def write(self, text: str) -> int:
-        raise OSError(errno.EIO, "Input/output error")
 
 
 def ended_run(ground: Ground, chance: random.Random) -> str:

@@ -1,6 +1,8 @@
 """What `fuzzing.py` throws at the project: files damaged by chance, and checkpoints, values and images made to harm."""
 
 import copy
+import errno
+import io
 import os
 import pickle
 import random
@@ -134,3 +136,10 @@ def hostile_image(path: Path, how: int) -> None:
 
 def checksum(data: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(data))
+
+
+class Gone(io.StringIO):
+    """A console whose terminal is closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,11 @@ TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib"
 
 
 def flags(args: UserInput) -> list[str]:
-    """Every setting, so that the process comes to the same ones whatever user_input.py has been edited to."""
+    """Every setting, so that the process comes to the same ones whatever user_input.py has been edited to.
+
+    Nor shall it matter what this CPU computes in.
+    """
+    args = dataclasses.replace(args, precision="fp32") if args.precision == "auto" else args
     args = dataclasses.replace(args, data_dir=str(args.data_path), runs_dir=str(args.runs_path))
     given = [flag(field, getattr(args, field.name)) for field in dataclasses.fields(args) if field.name != "resume"]
     return shlex.split(" ".join(given))
@@ -164,3 +169,10 @@ def assert_same_curve(folder: Path, expected: Path, args: UserInput) -> float:
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float(sum((one[name] - other[name]).double().square().sum() for name in one)) ** 0.5
+
+
+def half_done(folder: Path, where: Path) -> Path:
+    """A copy of a run, as it was after its first checkpoint."""
+    copy = shutil.copytree(folder, where / "runs" / "Lambda" / folder.name)
+    (copy / "checkpoints" / "epoch0004.pt").unlink()
+    return copy

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import log_data
 from main_general import main
 from resnet import DEPTHS
 from run_state.ending import network_name, what_next
-from user_input import UserInput
+from user_input import UserInput, load_user_input
 
 ROW = {
     "epoch": 12,
@@ -57,14 +58,16 @@ def test_a_log_says_why_losses_differ_and_what_to_type_next(
     assert sum(line.startswith("label smoothing (0.1) is in the training loss alone") for line in log) == 1
     run = result.folder.relative_to(tmp_path)
     name = "λ-ResNet-26 (CLLL, imagenet stem) on imagefolder"
-    assert log[-6].startswith(f"{name}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, 1 ep")
-    assert log[-5:] == [
+    assert log[-7].startswith(f"{name}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, 1 ep")
+    assert log[-6:-2] == [
         f"best by the validation images: epoch 1, top-1 {result.best_top1:.2f} %, {run}/checkpoints/best.pt",
         str(run),
         f"python predict.py IMAGE --checkpoint {run}",
         f"python draw_embeddings.py --checkpoint {run} --out pictures",
-        "tensorboard --logdir runs",
     ]
+    further = load_user_input(shlex.split(log[-2], comments=True)[2:])
+    assert further == dataclasses.replace(args, init_from=str(result.folder))
+    assert log[-1] == "tensorboard --logdir runs"
     plain = dataclasses.replace(args, label_smoothing=0.0, model="baseline", stages="auto", validation_fraction=0.0)
     assert "label smoothing" not in (main(plain).folder / "log.txt").read_text()
 
@@ -72,4 +75,5 @@ def test_a_log_says_why_losses_differ_and_what_to_type_next(
 def test_networks_are_called_by_what_they_are(tmp_path: Path) -> None:
     assert network_name(UserInput()) == "λ-ResNet-50 (LLLL, imagenet stem)"
     assert network_name(UserInput(model="baseline", depth=101, stem="cifar")) == "ResNet-101 (cifar stem)"
-    assert not [line for line in what_next(UserInput(), tmp_path) if line.startswith("python")]  # without a checkpoint
+    lines = what_next(UserInput(), tmp_path, whole=True)
+    assert not [line for line in lines if line.startswith("python")]  # there is no checkpoint

@@ -1,12 +1,7 @@
 """Whole runs: what they leave behind, and that an interrupted one comes to what an undisturbed one does."""
 
-import builtins
 import dataclasses
-import datetime
-import errno
-import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_tools import assert_same_run, figures, flags, read_metrics, scalars, start, wait_for_epochs
+from run_tools import assert_same_run, figures, half_done, read_metrics, scalars, start, wait_for_epochs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -30,27 +25,10 @@ from model_preparation import prepare_training
 from nntrain import EpochProgress
 from run_state import run_folder
 from run_state.board import TAGS
-from run_state.checkpoints import load_checkpoint, write_atomically
+from run_state.checkpoints import load_checkpoint
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
 from user_input import UserInput
-
-
-@pytest.fixture(scope="module")
-def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
-    args = UserInput(
-        depth=26,
-        stages="CLLL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        batch_size=8,
-        epochs=4,
-        checkpoint_every=2,
-        device="cpu",
-        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
-    )
-    return args, main(args)
 
 
 def test_a_run_leaves_all_that_it_promises(undisturbed: tuple[UserInput, RunResult]) -> None:
@@ -328,25 +306,6 @@ def test_resume_takes_the_settings_of_the_run(undisturbed: tuple[UserInput, RunR
     assert "resume: there is no run with a checkpoint in" in capsys.readouterr().err
 
 
-def test_the_newest_run_is_resumed(small: UserInput) -> None:
-    args = dataclasses.replace(small, epochs=1)
-    folders = [main(args).folder for _ in range(2)]
-    assert len(set(folders)) == 2
-    assert main(dataclasses.replace(args, resume="latest")).folder == folders[1]
-
-
-def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime.datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2026, 11, 3, 4, 5, 6)
-
-    monkeypatch.setattr(run_folder, "datetime", Clock)
-    names = [run_folder.make_run_folder(small.runs_path, small).name for _ in range(3)]
-    assert names[0].startswith("lambda26_imagefolder_CLLL_imagenet_seed0_Nov03_04-05-06_lr0.0005_")
-    assert names[1:] == [f"{names[0]}_2", f"{names[0]}_3"]
-
-
 def test_validation_images_judge_and_are_logged(small: UserInput) -> None:
     result = main(dataclasses.replace(small, validation_fraction=0.3, epochs=2))
     rows = read_metrics(result.folder)
@@ -367,20 +326,6 @@ def test_a_checkpoint_gives_the_network_that_was_tested(undisturbed: tuple[UserI
     assert state.rows == read_metrics(result.folder)
     test = main_general.evaluate(training, data.test)
     assert (test.loss, test.top1) == (result.test_loss, result.test_top1)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def refuse(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_interrupted_process_saves_leaves_and_goes_on(
@@ -404,90 +349,6 @@ def test_an_interrupted_process_saves_leaves_and_goes_on(
     assert_same_run(folder, expected.folder)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread
-@pytest.mark.parametrize("victim", ["metrics.jsonl", "log.txt", "events", "config.json"])
-def test_a_full_disk_is_told_whatever_is_being_written(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
-) -> None:
-    args, expected = undisturbed
-    folder = half_done(expected.folder, tmp_path)
-    with monkeypatch.context() as patch:
-        fill_the_disk_for(victim, patch)
-        with pytest.raises(
-            InputError, match=r"cannot be written \(No space left on device\); what was saved before is"
-        ):
-            main(dataclasses.replace(args, resume=str(folder)))
-    main(dataclasses.replace(args, resume=str(folder)))
-    assert_same_run(folder, expected.folder)
-
-
-def half_done(folder: Path, where: Path) -> Path:
-    """A copy of a run, as it was after its first checkpoint."""
-    copy = shutil.copytree(folder, where / "runs" / "Lambda" / folder.name)
-    (copy / "checkpoints" / "epoch0004.pt").unlink()
-    return copy
-
-
-def fill_the_disk_for(victim: str, patch: pytest.MonkeyPatch) -> None:
-    """From now on, whatever is written to files of that name fails as it does on a full disk."""
-    usual = builtins.open
-
-    def open_or_refuse(file, mode="r", *more, **options):
-        if not isinstance(file, int) and victim in os.fsdecode(file) and set(mode) & set("wa"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return usual(file, mode, *more, **options)
-
-    patch.setattr(builtins, "open", open_or_refuse)
-    patch.setattr(io, "open", open_or_refuse)  # by which name TensorBoard knows it
-
-
-@pytest.mark.parametrize(
-    ("number", "says"), [(errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")]
-)
-@pytest.mark.parametrize("part", ["runs", "run"])
-def test_a_folder_that_may_not_be_written_is_one_line(
-    undisturbed: tuple[UserInput, RunResult],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    part: str,
-    number: int,
-    says: str,
-) -> None:
-    args, result = undisturbed
-    args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
-    given = args if part == "runs" else dataclasses.replace(args, resume=str(half_done(result.folder, tmp_path)))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    before = sorted(tmp_path.rglob("*"))
-    with monkeypatch.context() as patch:  # and not chmod, which does not bind an administrator
-        patch.setattr(Path, "mkdir", refuse)
-        patch.setattr(run_folder, "open", refuse, raising=False)
-        with pytest.raises(InputError, match=says) as error:
-            main(given)
-    assert "\n" not in str(error.value)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_clock_set_back_does_not_hide_the_newest_run(small: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime.datetime):
-        year_now = 2030
-
-        @classmethod
-        def now(cls, tz=None):
-            return cls(cls.year_now, 12 if cls.year_now == 2030 else 1, 1)
-
-    monkeypatch.setattr(run_folder, "datetime", Clock)
-    args = dataclasses.replace(small, epochs=1)
-    older = main(args).folder
-    Clock.year_now = 2020
-    newer = main(args).folder
-    for path in older.rglob("*"):
-        os.utime(path, (2e9, 2e9))
-    assert main(dataclasses.replace(args, resume="latest")).folder == newer
-
-
 def test_of_two_processes_that_resume_a_run_one_goes_on(
     undisturbed: tuple[UserInput, RunResult], tmp_path: Path
 ) -> None:
@@ -502,25 +363,6 @@ def test_of_two_processes_that_resume_a_run_one_goes_on(
     assert_same_run(folder, expected.folder)
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
-    code = (
-        "import resource, runpy, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"  # no file over 1 MiB
-        "sys.argv[0] = 'main_general.py'\n"
-        f"runpy.run_path({str(PROJECT / 'main_general.py')!r}, run_name='__main__')"
-    )
-    command = [sys.executable, "-c", code, *flags(args)]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "epoch0002.pt cannot be written (File too large); what was saved before is sound" in done.stderr
-    (folder,) = (tmp_path / "Lambda").iterdir()
-    assert len(figures(folder)) == 2
-    assert list((folder / "checkpoints").iterdir()) == []
-
-
 def test_bad_input_writes_nothing(small: UserInput, tmp_path: Path) -> None:
     for changes in (
         {"device": "cuda:99"},
@@ -531,9 +373,3 @@ def test_bad_input_writes_nothing(small: UserInput, tmp_path: Path) -> None:
         with pytest.raises(InputError):
             main(dataclasses.replace(small, **changes))
     assert not small.runs_path.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(small: UserInput, tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match="runs_dir: no run folder can be made in .*runs"):
-        main(small)

@@ -41,6 +41,7 @@ def run(photos_flat: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 checkpoint_every=1,
                 bn_momentum=0.5,
                 device="cpu",
+                precision="fp32",
                 runs_dir=str(tmp_path_factory.mktemp("runs")),
             )
         )
@@ -179,6 +180,7 @@ def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(tmp_path: 
             stop_after=1,
             checkpoint_every=1,
             device="cpu",
+            precision="fp32",
             runs_dir=str(tmp_path),
         )
         folder = main(args).folder

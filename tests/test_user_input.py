@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import experiments
-import predict
 import user_input
 from command_line.errors import InputError
 from command_line.paths import PROJECT
+from command_line.tools import read_predict
 from evidence.pinned import PINNED
 from run_state.resumption import load_settings
 from user_input import OTHER_NAMES, UserInput, given_settings, load_user_input
@@ -143,9 +143,9 @@ def test_paths_are_the_shells_on_the_command_line_and_the_projects_in_the_file(
     assert UserInput(runs_dir=tmp_path).runs_dir == str(tmp_path)  # type: ignore[arg-type]
 
 
-def answer(*argv: str) -> tuple[int, str, set[str]]:
-    """Of main_general.py: exit code, output, and the packages that it has imported on the way."""
-    command = [sys.executable, "-X", "importtime", PROJECT / "main_general.py", *argv]
+def answer(script: str, *argv: str) -> tuple[int, str, set[str]]:
+    """Exit code, output, and the packages that a script has imported on the way."""
+    command = [sys.executable, "-X", "importtime", PROJECT / script, *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     timed = r"^import time:.*\| +([\w.]+)$"
     packages = {name.split(".")[0] for name in re.findall(timed, done.stderr, re.M)}
@@ -153,16 +153,29 @@ def answer(*argv: str) -> tuple[int, str, set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "says"),
+    ("command", "code", "says"),
     [
-        ("--help", 0, "exit codes:"),
-        ("--batch_sise 3", 2, "error: --batch_sise is not a flag; did you mean --batch_size? (--help lists them all)"),
-        ("--heads 0", 2, "error: heads: 0 is not allowed; takes a whole number, at least 1"),
-        ("--resume nowhere", 2, "nowhere is no run folder (there is no config.json in it)"),
+        ("main_general.py --help", 0, "exit codes:"),
+        (
+            "main_general.py --batch_sise 3",
+            2,
+            "error: --batch_sise is not a flag; did you mean --batch_size?",
+        ),
+        ("main_general.py --heads 0", 2, "error: heads: 0 is not allowed; takes a whole number, at least 1"),
+        ("main_general.py --resume nowhere", 2, "nowhere is no run folder (there is no config.json in it)"),
+        ("predict.py --help", 0, "--checkpoint CHECKPOINT"),
+        (
+            "predict.py a.png --checkpoint b --top 0",
+            2,
+            "error: top: 0 is not allowed; takes a whole number, at least 1",
+        ),
+        ("draw_embeddings.py --out x", 2, "error: the following arguments are required: --checkpoint"),
+        ("export_model.py --checkpoint a --to b.zip", 2, "takes a file name that ends in .onnx or .pt2"),
+        ("nntest.py --help", 0, "--checkpoint CHECKPOINT"),
     ],
 )
-def test_help_and_refusals_do_not_wait_for_pytorch(flags: str, code: int, says: str) -> None:
-    ended, output, packages = answer(*flags.split())
+def test_help_and_refusals_do_not_wait_for_pytorch(command: str, code: int, says: str) -> None:
+    ended, output, packages = answer(*command.split())
     assert (ended, says in output) == (code, True), output
     assert "command_line" in packages
     assert not packages & {"torch", "torchvision", "numpy", "tensorboard", "matplotlib", "sklearn"}
@@ -212,7 +225,7 @@ def test_names_from_elsewhere_are_told_the_one_here(given: str, here: str) -> No
 def test_hyphens_may_stand_for_underscores_in_every_script() -> None:
     given = given_settings(["--batch-size", "8", "--initial-lr=0.1", "--no-zero-init-residual", "--no_cuda_graph"])
     assert given == {"batch_size": 8, "initial_lr": 0.1, "zero_init_residual": False, "cuda_graph": False}
-    asked = predict.read_arguments("--checkpoint run --batch-size 3 -- --batch-size".split())
+    asked = read_predict(None, "--checkpoint run --batch-size 3 -- --batch-size".split())
     assert (asked.batch_size, asked.images) == (3, [Path("--batch-size")])
     assert experiments.parse(["--keep-checkpoints", "--dry_run"]).keep_checkpoints
 

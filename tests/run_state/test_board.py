@@ -36,7 +36,7 @@ def shallow():
 def settings(photos: Path, runs: Path, **changes) -> UserInput:
     usual = UserInput(
         depth=26,
-        stages="CCCL",
+        stages="LCCC",
         dataset="imagefolder",
         data_dir=str(photos),
         image_size=12,
@@ -176,7 +176,7 @@ def test_pictures_and_points_stay_once(whole: RunResult, photos: Path, tmp_path:
     left = shutil.copytree(early.folder, tmp_path / "killed")
     resumed = main(settings(photos, tmp_path, resume=str(early.folder)))
     shown = pictures(resumed.folder)
-    assert shown["visuals/position embeddings c5"] == [1, 2, 3]
+    assert shown["visuals/position embeddings c2"] == [1, 2, 3]
     assert shown["visuals/confusion matrix of the test"] == [1, 3]
     assert shown["visuals/augmented training images"] == [0]
     assert scalars(resumed.folder) == scalars(whole.folder)

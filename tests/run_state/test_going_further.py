@@ -45,6 +45,7 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Us
         epochs=3,
         checkpoint_every=1,
         device="cpu",
+        precision="fp32",
         runs_dir=str(tmp_path_factory.mktemp("runs")),
     )
     return args, main(args)
@@ -87,8 +88,9 @@ def test_an_unfinished_run_is_not_bent(
     early = main(dataclasses.replace(args, runs_dir=str(tmp_path), stop_after=2))
     error = refusal(["--resume", str(early.folder), "--epochs", "6"], capsys)
     assert "has done 2 of 3 epochs, on a schedule of so many, which is not bent to 6" in error
-    assert f"To the end of its own schedule: --resume {early.folder}. To train for 4 more in its place" in error
-    given = load_settings(shlex.split(error[error.index("python main_general.py") :])[2:])
+    own = f"To the end of its own schedule: python main_general.py --resume {early.folder}. "
+    assert f"{own}To train for 4 more in its place" in error
+    given = load_settings(shlex.split(error[error.rindex("python main_general.py") :])[2:])
     assert given == dataclasses.replace(args, runs_dir=str(tmp_path), init_from=str(early.folder), epochs=4)
     assert "has done 2 of 3 epochs already; --stop_after ends a run early" in refusal(
         ["--resume", str(early.folder), "--epochs", "1"], capsys
@@ -174,7 +176,7 @@ def test_a_run_ends_where_validation_gets_no_better_and_goes_on_at_ones_wish(
     assert (result.folder / "confusion.csv").exists()
     log = (result.folder / "log.txt").read_text()
     assert "ended after 4 of 7 epochs, since the validation loss has not fallen for 2 (lowest: 0.5000, epoch 2)" in log
-    assert re.search(r"go on all the same with: --resume \S+ --patience none\n", log)
+    assert re.search(r"go on all the same with: python main_general.py --resume \S+ --patience none\n", log)
     again = main(load_settings(["--resume", str(result.folder), "--patience", "2"]))
     assert again.epochs == 4
     gone_on = main(load_settings(["--resume", str(result.folder), "--patience", "none"]))

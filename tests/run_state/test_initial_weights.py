@@ -47,6 +47,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
             epochs=3,
             bn_momentum=0.5,
             device="cpu",
+            precision="fp32",
             runs_dir=str(tmp_path_factory.mktemp("digits")),
         )
     )
@@ -66,6 +67,7 @@ def args(photos: Path, tmp_path: Path) -> UserInput:
         checkpoint_every=1,
         bn_momentum=0.5,
         device="cpu",
+        precision="fp32",
         runs_dir=str(tmp_path / "runs"),
     )
 
