@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from other_lambda_layers import DLi14Layer, Leaderj1001Layer
+from timm.layers import make_divisible
 from timm.layers.lambda_layer import LambdaLayer as TimmLayer
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -276,3 +277,9 @@ def test_a_layer_by_itself_is_referred_to_its_function() -> None:
 def test_a_network_without_lambda_layers_is_told_so(capsys) -> None:
     assert replace_lambda_layers(nn.Sequential(nn.Conv2d(3, 8, 1), LambdaLayer(8, scope=3))) == {}
     assert capsys.readouterr().out == "no lambda layer found of timm, lambda-networks, d-li14, leaderj1001\n"
+
+
+@pytest.mark.parametrize(("heads", "dim_head", "ratio"), [(4, 16, 1.0), (4, None, 1.0), (2, None, 0.5), (3, None, 2.0)])
+def test_timms_key_depth_is_what_the_page_says(heads: int, dim_head: int | None, ratio: float) -> None:
+    theirs = TimmLayer(24, r=3, num_heads=heads, dim_head=dim_head, qk_ratio=ratio)
+    assert from_timm(theirs).key_depth == theirs.dim_qk == (dim_head or make_divisible(24 * ratio, 8) // heads)
