@@ -298,7 +298,8 @@ def test_settings_that_contradict_the_checkpoint_are_refused(undisturbed: tuple[
 def test_resume_takes_the_settings_of_the_run(undisturbed: tuple[UserInput, RunResult], capsys) -> None:
     args, result = undisturbed
     resumed = load_settings(["--resume", "--runs_dir", args.runs_dir])
-    assert resumed == dataclasses.replace(args, resume=str(result.folder))
+    settled = json.loads((result.folder / "config.json").read_text())["precision"]  # of auto, when the run began
+    assert resumed == dataclasses.replace(args, precision=settled, resume=str(result.folder))
     given = load_settings(["--resume", str(result.folder), "--heads", "8", "--workers", "0"])
     assert (given.heads, given.workers) == (8, 0)  # which main refuses, and allows
     with pytest.raises(SystemExit):
