@@ -81,17 +81,22 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
-LADDER = {  # the mode of testing is no rung: the same weights can be tested in both
-    "as the study had it": vary("study"),
-    "channels and positions kept apart": vary("mended-reshape", **STUDYS_EMBEDDING),
-    "query norm for each head and channel": vary("mended-query-norm", **STUDYS_EMBEDDING),
-    "value norm over channels": vary("mended-value-norm", **STUDYS_EMBEDDING),
-    "embeddings of a stage its own": vary(**STUDYS_EMBEDDING),
-    "relative embeddings": vary(share_embeddings=True),
-    "per-layer embeddings": vary(),
+IN_BOTH_MODES: dict[str, Any] = {"also_test_in_training_mode": True}  # as the study tested, and as it should have
+RUNGS: dict[str, tuple[str | None, dict[str, Any]]] = {  # the mode of testing is none: weights are tested in both
+    "as the study had it": ("study", {}),
+    "channels and positions kept apart": ("mended-reshape", STUDYS_EMBEDDING),
+    "query norm for each head and channel": ("mended-query-norm", STUDYS_EMBEDDING),
+    "value norm over channels": ("mended-value-norm", STUDYS_EMBEDDING),
+    "embeddings of a stage its own": (None, STUDYS_EMBEDDING),
+    "relative embeddings": (None, {"share_embeddings": True}),
+    "per-layer embeddings": (None, {}),
+}
+LADDER = {
+    label: vary(network, title=f"ladder_{number}", **settings, **IN_BOTH_MODES)
+    for number, (label, (network, settings)) in enumerate(RUNGS.items())
 }
 # The stages of docs/protocol.md
-STUDYS_RECIPE: dict[str, Any] = {"normalisation": "study", "also_test_in_training_mode": True}
+STUDYS_RECIPE: dict[str, Any] = {"normalisation": "study", **IN_BOTH_MODES}
 STAGE_1 = {**STUDYS_RECIPE, "schedule": "study", "stop_after": 20, "keep_predictions": 10}
 STAGE_2 = {**STUDYS_RECIPE, "schedule": "step", "epochs": 30, "keep_predictions": 5}
 STAGE_3 = {**STUDYS_RECIPE, "schedule": "study", "keep_predictions": 10}
@@ -147,8 +152,8 @@ EXPERIMENTS = {
     ),
     "ladder": Experiment(
         "What did each fault of the study's implementation cost? One repair after the other.",
-        LADDER,
-        pairs=rungs(list(LADDER)),
+        {**LADDER, "ResNet-50": vary(title="ladder_R", model="baseline", **IN_BOTH_MODES)},
+        pairs=(*rungs(list(LADDER)), Comparison("as the study had it", "ResNet-50", TRAINING_MODE)),
         figures=("intervals",),
     ),
     "learning_rate": Experiment(

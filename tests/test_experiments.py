@@ -56,7 +56,6 @@ def test_equal_variations_are_one_run() -> None:
     assert vary(stages="CCCC") == vary(model="baseline")
     assert vary(stem="cifar", scope=7).name == vary(scope=7, stem="cifar").name == "lambda_stem-cifar_scope-7"
     shared = EXPERIMENTS["study"].variations["λ-ResNet-50"]
-    assert shared == EXPERIMENTS["ladder"].variations["per-layer embeddings"]
     assert shared == EXPERIMENTS["hybrids"].variations["LLLL"]
     with pytest.raises(InputError, match="scop: no such setting"):
         vary(scop=7)
@@ -88,9 +87,9 @@ def test_an_edited_default_changes_no_experiment(conditions: Conditions) -> None
 def test_runs_are_chosen_seed_by_seed_and_once_each(tmp_path: Path) -> None:
     options = parse(f"--only study ladder --without *cifar* --seeds 4 2 --dataset digits --runs_dir {tmp_path}".split())
     runs = choose_runs(options, find_conditions(options))
-    assert len(runs) == 2 * (2 + 6)
-    assert [run.seed for run in runs] == [4] * 8 + [2] * 8
-    assert list(runs.values())[:8] == ["study"] * 2 + ["ladder"] * 6
+    assert len(runs) == 2 * (2 + 8)
+    assert [run.seed for run in runs] == [4] * 10 + [2] * 10
+    assert list(runs.values())[:10] == ["study"] * 2 + ["ladder"] * 8
 
 
 def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:

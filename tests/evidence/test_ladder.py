@@ -37,6 +37,7 @@ PARAMETERS = {
     "embeddings of a stage its own": 12_901_562 + 69_888,
     "relative embeddings": 12_971_450 - 16 * (2 * 64**2 + 2 * 16**2 + 2 * 4**2 + 1) + 16 * (2 * 15**2 + 7**2 + 3**2),
     "per-layer embeddings": 12_839_786 - 16 * 508 + 16 * (4 * 15**2 + 4 * 7**2 + 6 * 3**2 + 2),
+    "ResNet-50": 23_528_522,  # torchvision's, with ten classes
 }
 
 
@@ -173,9 +174,11 @@ def test_the_last_rungs_are_one_where_there_is_one_position() -> None:
 
 
 def test_each_rung_changes_one_thing() -> None:
-    rungs = list(EXPERIMENTS["ladder"].variations.values())
+    *rungs, baseline = EXPERIMENTS["ladder"].variations.values()
+    assert (baseline.network, dict(baseline.settings)["model"]) == (rungs[-1].network, "baseline")
     assert [rung.network for rung in rungs[:4]] == ["study", "mended-reshape", "mended-query-norm", "mended-value-norm"]
     settings = [dict(rung.settings) for rung in rungs]
+    assert all(each.pop("also_test_in_training_mode") for each in settings)
     assert settings[0] == {}
     assert settings[1] == settings[2] == settings[3] == settings[4] == STUDYS_EMBEDDING
     assert settings[5] == {"share_embeddings": True}
