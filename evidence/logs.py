@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import InputError
-from evidence.records import FAILURE, Record
+from evidence.records import FAILURE, Record, config_of
 from evidence.runs import Conditions, Variation
-from run_state.run_folder import CONFIG, METRICS, read_config
+from run_state.run_folder import CONFIG, METRICS
 from user_input import FREE_ON_RESUME
 
 NEEDED = ("train_loss", "train_top1", "test_loss", "test_top1")  # in every row
@@ -90,7 +90,7 @@ def _read(folder: Path, remarks: Remarks, root: Path) -> Record | None:
     found: list[tuple[str, Path, dict[str, Any]]] = []
     for path in configs:
         try:
-            config = read_config(path.parent)
+            config = config_of(path.parent)
         except InputError as error:
             raise Unusable(f"its {CONFIG} cannot be read") from error
         _check_config(config)

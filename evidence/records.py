@@ -60,9 +60,19 @@ def read_record(folder: Path) -> Record | None:
         return None
     path = folder / FAILURE
     failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    config = read_config(configs[-1].parent)
-    config["device"] = config["device"].replace(", 1 threads", ", 1 thread")  # as earlier versions wrote
-    return Record(configs[-1].parent, config, read_rows(configs[-1].parent), failure)
+    return Record(configs[-1].parent, config_of(configs[-1].parent), read_rows(configs[-1].parent), failure)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """A run's `config.json`, its device in the words of today.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    config = read_config(folder)
+    if isinstance(config.get("device"), str):
+        config["device"] = config["device"].replace(", 1 threads", ", 1 thread")  # as earlier versions wrote
+    return config
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
