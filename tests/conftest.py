@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ def set_defaults(values: dict[str, Any]) -> None:
         setattr(UserInput, field.name, field.default)
     UserInput.__init__.__defaults__ = tuple(values[field.name] for field in dataclasses.fields(UserInput))
 
+
+if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by the tests' own processes too
 
 set_defaults(pinned())  # what is tested holds whatever user_input.py has been edited to
 
