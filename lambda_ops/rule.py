@@ -41,6 +41,7 @@ class Costs(NamedTuple):
 # (forward alone: 3); costs fitted to these very timings are so for 2 (5).
 # cpu avx2: the same shapes on the same cores, which PyTorch 2.14 and oneDNN were told to use as AVX2 cores, shifted
 # from those above until of these timings 2 of 32 shapes (forward alone: 1) were above 1.1 times, the worst at 1.13.
+# Timed anew, in the committed file, 8 are (7), the worst at 1.40 (1.31): two timings differ by as much.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (kind of device, whether a backward pass follows)
     ("cpu avx512", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
