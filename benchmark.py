@@ -15,8 +15,12 @@ rows and turns; its file goes to results/quick/, which Git ignores.
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
-import argparse
-from pathlib import Path
+from command_line.errors import InputError, one_line_errors
+from command_line.evidence_tools import read_benchmark
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_benchmark(__doc__)
 
 import torch
 
@@ -27,7 +31,6 @@ from benchmarks.layer import benchmark_layer
 from benchmarks.measuring import write_report
 from benchmarks.network import benchmark_infer, benchmark_train
 from benchmarks.scaling import benchmark_scaling, plot
-from command_line.errors import InputError, Parser, one_line_errors
 
 BENCHMARKS = {
     "layer": benchmark_layer,
@@ -40,17 +43,7 @@ BENCHMARKS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark, or make the table, that the command line names."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name in BENCHMARKS:
-        command = commands.add_parser(name)
-        command.add_argument("--quick", action="store_true", help="a few rows, in about a minute")
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
-    fit = commands.add_parser("fit", description=fit_costs.__doc__, formatter_class=raw)
-    fit.add_argument("file", type=Path, help="what `benchmark.py layer` has written")
-    commands.add_parser("parameters", description=parameter_table.__doc__, formatter_class=raw)
-    arguments = parser.parse_args(argv)
+    arguments = read_benchmark(__doc__, argv)
     if arguments.command == "fit":
         fit_costs.print_costs(arguments.file)
     elif arguments.command == "parameters":

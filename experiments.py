@@ -15,20 +15,25 @@ is part of what a run is: runs of different scales never mix. Another copy of a 
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
+from command_line.errors import InputError, one_line_errors
+from command_line.evidence_tools import read_experiments
+from user_input import DATASETS, UserInput
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_experiments(__doc__, DATASETS)
+
 import argparse
 import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from acceleration.devices import choose_precision, find_device
-from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import project_path
 from evidence.estimates import dry_run
 from evidence.processes import carry_out_all
 from evidence.questions import EXPERIMENTS
-from evidence.runs import FIELDS, FOLDER, NAMES, Conditions, Run
-from user_input import UserInput
+from evidence.runs import NAMES, Conditions, Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,58 +51,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="experiments.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--list", action="store_true", help="list the experiments and their runs, and leave")
-    add(
-        "--dry-run",
-        "--dry_run",
-        action="store_true",
-        help="list what is to do, measure how long it takes (seconds for each network), and leave; writes nothing",
-    )
-    add("--keep_estimates", action="store_true", help="with --dry-run: keep the hours beside the logs, for report.py")
-    add("--only", nargs="+", metavar="NAME", default=list(EXPERIMENTS), help="these experiments (default: all)")
-    add("--runs", nargs="+", metavar="PATTERN", default=["*"], help="of their runs those with such a name")
-    add("--without", nargs="+", metavar="PATTERN", default=[], help="and not with such a name")
-    add("--seeds", nargs="+", type=int, metavar="SEED", help="these seeds (default: those of the experiment)")
-    add(
-        "--scale",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        metavar="SHARE",
-        help="share of the epochs and, where a second one is given, another share of the training images",
-    )
-    add("--jobs", type=int, default=1, help="runs at once; on the CPU they share out its cores")
-    add("--dataset", default="cifar10", choices=FIELDS["dataset"].metadata["limits"]["choices"], help="as for a run")
-    add("--data_dir", help="as for a run")
-    add("--data_name", help="the data set's name beside every figure; an imagefolder needs one")
-    add("--device", default="auto", help="as for a run")
-    add("--precision", default="auto", help="as for a run")
-    add("--runs_dir", type=Path, default=FOLDER, help="folder of the runs of experiments")
-    add(
-        "--keep_checkpoints",
-        action="store_true",
-        help="do not delete checkpoints and TensorBoard's pictures of embeddings of runs that are done",
-    )
-    options = parser.parse_args(argv)
+    """What the command line says, with the names of the experiments."""
+    options = read_experiments(__doc__, DATASETS, argv)
+    options.only = options.only or list(EXPERIMENTS)
     if unknown := set(options.only) - EXPERIMENTS.keys():
         raise InputError(
             f"only: there is no experiment {', '.join(sorted(unknown))}; there is {', '.join(EXPERIMENTS)}"
         )
-    if len(options.scale) > 2 or not all(0.0 < share <= 1.0 for share in options.scale):
-        raise InputError(
-            "scale: takes one or two numbers above 0, at most 1: the share of the epochs, that of the images"
-        )
-    if options.keep_estimates and not options.dry_run:
-        raise InputError("keep_estimates: takes --dry-run, which measures them")
-    if options.jobs < 1:
-        raise InputError(f"jobs: {options.jobs} is not allowed; takes a whole number, at least 1")
     return options
 
 

@@ -10,12 +10,17 @@ and its figures too come out of the logs, by name. What cannot be used is named 
 
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
-import argparse
+from command_line.errors import InputError, one_line_errors
+from command_line.evidence_tools import read_report
+
+if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
+    with one_line_errors():
+        read_report(__doc__)
+
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from command_line.errors import InputError, Parser, one_line_errors
 from command_line.paths import PROJECT
 from evidence import conclusions, own_runs, sources, tables
 from evidence.analysis import Answer, Network
@@ -23,7 +28,7 @@ from evidence.drawings import draw
 from evidence.estimates import estimated
 from evidence.logs import Chapter, Remarks, read_logs
 from evidence.questions import EXPERIMENTS
-from evidence.runs import FOLDER, NAMES, Conditions
+from evidence.runs import NAMES, Conditions
 from run_state.checkpoints import write_atomically
 
 RESULTS, FIGURES, CONCLUSIONS = "RESULTS.md", "results/figures", "docs/conclusions.md"
@@ -193,12 +198,7 @@ def tell_own_runs(root: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs_dir", type=Path, default=FOLDER, help="folder of the runs of experiments")
-    parser.add_argument("--target", type=Path, default=PROJECT, help="folder for RESULTS.md and results/figures/")
-    parser.add_argument("--names", action="store_true", help="list the figures for docs/conclusions.md, and leave")
-    parser.add_argument("--runs", type=Path, help="a folder of runs of one's own, to be told in place of the report")
-    options = parser.parse_args(argv)
+    options = read_report(__doc__, argv)
     if options.runs:
         tell_own_runs(options.runs)
         return
@@ -206,8 +206,6 @@ def main(argv: list[str] | None = None) -> None:
         for name, figure in conclusions.collect(read(options.runs_dir)[0]).items():
             print(f"{name:60} {'not yet measured' if figure is None else figure}")
         return
-    if not options.target.is_dir():
-        raise InputError(f"target: there is no folder {options.target}")
     words = (PROJECT / CONCLUSIONS).read_text(encoding="utf-8")
     _, remarks = write_report(options.runs_dir, options.target, words)
     for remark in dict.fromkeys(remarks):

@@ -21,6 +21,7 @@ from command_line.settings import Heading, Settings, setting
 from command_line.settings import from_saved as settings_from_saved
 
 LATEST = "latest"  # for `resume`: the newest run of the model
+DATASETS = ("cifar10", "cifar100", "imagefolder", "digits")
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 PARTS = ("stem", "c2", "c3", "c4", "c5")  # of a network, before its head
 ALL_BUT_HEAD = "all_but_head"
@@ -57,7 +58,7 @@ class UserInput(Settings):
         "batch norm over the whole batch of all torchrun's processes, not over each process's share of it")
 
     DATA = Heading("the data")
-    dataset: str = setting("cifar10", choices=("cifar10", "cifar100", "imagefolder", "digits"), help=
+    dataset: str = setting("cifar10", choices=DATASETS, help=
         "cifar10, cifar100 (downloaded when absent), digits (no download), or data_dir/{train,test,val}/<class>")
     data_dir: str = setting("data", "folder that holds, or will hold, the data set", path=True, free=True)
     image_size: int = setting(32, "side in pixels that the network sees (study: 32)", minimum=1)

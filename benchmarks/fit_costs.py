@@ -1,8 +1,5 @@
 """Fits the costs by which `lambda_ops/rule.py` chooses among its ways to the timings of `benchmark.py layer`.
 
-    python benchmark.py fit results/benchmarks/layer-<device>-<versions>.json
-
-prints the two lines of `COSTS` for that device, and how the rule would choose by them, and by those that are there now.
 A time is taken for the sum of what the shape costs whichever way is taken (projections, norms, content)
 and of the way's units of work, each at its cost: all of them at least nought, by least squares of the relative errors,
 in which a way counts less the slower it is beside the shape's fastest.

@@ -1,9 +1,4 @@
-"""Count the parameters of ImageNet λ-ResNets and set them beside the paper's tables.
-
-    python benchmark.py parameters              # a few seconds; on the meta device, so no memory is taken
-
-The paper's rows were counted with a scope of 23×23 positions for u = 1 and of 7×7 for u > 1.
-"""
+"""Count the parameters of ImageNet λ-ResNets and set them beside the paper's tables."""
 
 from typing import NamedTuple
 

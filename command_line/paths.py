@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+LOGS = PROJECT / "results" / "logs"  # of the experiments' runs
 
 
 def project_path(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from command_line.errors import InputError, one_line_errors
-from command_line.paths import PROJECT, project_path
+from command_line.paths import LOGS, project_path
 from data_preprocessing import training_count
 from evidence.networks import NETWORKS
 from evidence.pinned import pinned
@@ -35,7 +35,6 @@ from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, checkpoint_files, locked
 from user_input import FREE_ON_RESUME, UserInput
 
-FOLDER = PROJECT / "results" / "logs"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}  # of data sets, beside figures
 OUTPUT = "output.txt"  # what a run's process printed; not committed
 FIELDS = {field.name: field for field in dataclasses.fields(UserInput)}
@@ -93,7 +92,7 @@ class Conditions:
     precision: str  # likewise
     epochs_scale: float = 1.0  # share of the epochs
     images_scale: float = 1.0  # share of the training images
-    root: Path = FOLDER
+    root: Path = LOGS
 
     @property
     def name(self) -> str:

@@ -13,11 +13,11 @@ from synthetic_logs import conditions, write_run
 
 import report
 from command_line.errors import InputError
-from command_line.paths import PROJECT
+from command_line.paths import LOGS, PROJECT
 from evidence import tables
 from evidence.estimates import ESTIMATES
 from evidence.questions import EXPERIMENTS
-from evidence.runs import FOLDER, Run
+from evidence.runs import Run
 from report import write_report
 
 STAGE_1 = EXPERIMENTS["stage_1"].variations
@@ -266,16 +266,16 @@ def test_a_target_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def committed_logs(folder: Path) -> Path:
     """The logs that git has, without runs that are only on this machine; all of them where there is no git."""
-    listing = ["git", "-C", str(PROJECT), "ls-files", "-z", str(FOLDER.relative_to(PROJECT))]
+    listing = ["git", "-C", str(PROJECT), "ls-files", "-z", str(LOGS.relative_to(PROJECT))]
     try:
         names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        return FOLDER
+        return LOGS
     for name in filter(None, names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, path)
-    return folder / FOLDER.relative_to(PROJECT)
+    return folder / LOGS.relative_to(PROJECT)
 
 
 def least_width(table: str) -> float:

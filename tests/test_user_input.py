@@ -172,6 +172,12 @@ def answer(script: str, *argv: str) -> tuple[int, str, set[str]]:
         ("draw_embeddings.py --out x", 2, "error: the following arguments are required: --checkpoint"),
         ("export_model.py --checkpoint a --to b.zip", 2, "takes a file name that ends in .onnx or .pt2"),
         ("nntest.py --help", 0, "--checkpoint CHECKPOINT"),
+        ("experiments.py --help", 0, "--keep_checkpoints"),
+        ("experiments.py --jobs 0", 2, "error: jobs: 0 is not allowed; takes a whole number, at least 1"),
+        ("benchmark.py --help", 0, "the costs of the layer's ways"),
+        ("benchmark.py layer --quik", 2, "--quik"),
+        ("report.py --help", 0, "--names"),
+        ("report.py --target nowhere", 2, "error: target: there is no folder nowhere"),
     ],
 )
 def test_help_and_refusals_do_not_wait_for_pytorch(command: str, code: int, says: str) -> None:
