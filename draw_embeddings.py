@@ -5,8 +5,9 @@
 `embeddings_<stage>.png` has a row for each lambda layer, every panel a function of the offset m − n, in whose middle is
 the position itself: E for the first key channels k (and u); beside it E − E₀, what was learnt; and the root mean square
 of E − E₀ over all k and u. Where that is large, the position lambdas λ_p[n] = Σ_m E[n, m] V[m] have learnt to listen.
-E₀ ~ N(0, 1) is what E began as: it is drawn once more, by the run's seed. r is the correlation of E with E₀: near 1, E
-itself is still the noise that it was drawn as, and only E − E₀ shows something. `reach.png` has both by distance.
+E₀ ~ N(0, 1) is what E began as: it is drawn once more, by the run's seed, or read again from where `init_from` had it.
+r is the correlation of E with E₀: near 1, E itself is still the noise that it was drawn as, and only E − E₀ shows
+something. `reach.png` has both by distance.
 
 Of an absolute embedding, the mean over all pairs of positions with the same offset is drawn. Layers on maps of 1×1,
 which have one offset, are left out. During training, TensorBoard gets pictures of E every `checkpoint_every` epochs.
@@ -24,6 +25,7 @@ if __name__ == "__main__":  # here, so that --help and what is refused need not 
         read_draw(__doc__)
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -38,8 +40,9 @@ from torch import Tensor, nn
 from command_line import errors
 from command_line.errors import InputError
 from lambda_layer import LambdaLayer
+from run_state.initial_weights import put_weights
 from run_state.run_folder import shown
-from run_state.trained_network import load_network
+from run_state.trained_network import TrainedNetwork, load_network
 
 STAGES = {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 MOST_PANELS = 16  # key channels that TensorBoard's pictures have of a layer
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = stage_embeddings(network.model)
     if not stages:
         raise InputError(f"checkpoint: {arguments.checkpoint} has no position embeddings to draw, on maps above 1×1")
-    begun = stage_embeddings(network.as_drawn())
+    begun = stage_embeddings(as_begun(network))
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, figure in figures(stages, begun, network.title):
@@ -69,6 +72,23 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"out: {arguments.out} cannot be written ({error.strerror})") from error
     for note in notes(stages, begun):
         errors.tell(note)
+
+
+def as_begun(network: TrainedNetwork) -> nn.Module:
+    """The network before its first step: as its seed draws it, with the weights that its run was given.
+
+    Where those cannot be read any more, or are of another epoch now, a line on standard error says so.
+    """
+    model, given = network.as_drawn(), network.config.get("init")
+    if given and any(name.endswith("embedding") for name in given["taken"]):
+        try:
+            now = put_weights(replace(network.args, resume=None), model, network.classes)["init"]
+        except InputError as error:
+            errors.tell(f"E₀ is drawn by the seed, and is not what this run began with ({error})")
+        else:
+            if (now["run"], now["epochs"]) != (given["run"], given["epochs"]):
+                errors.tell(f"E₀ is of {given['from']} as it is now, and not as this run began with it")
+    return model
 
 
 def notes(stages: Stages, begun: Stages) -> Iterator[str]:

@@ -33,8 +33,11 @@ def set_defaults(values: dict[str, Any]) -> None:
     UserInput.__init__.__defaults__ = tuple(values[field.name] for field in dataclasses.fields(UserInput))
 
 
-if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by the tests' own processes too
+if threading.current_thread() is threading.main_thread():
+    # Behind a shell's `&` the one is ignored, under nohup the other, and then by the tests' own processes too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 set_defaults(pinned())  # what is tested holds whatever user_input.py has been edited to
 

@@ -283,16 +283,16 @@ def ended_run(ground: Ground, chance: random.Random) -> str:
     args = dataclasses.replace(ground.args, runs_dir=str(ground.folder / "case" / "runs"), checkpoint_every=3)
     refused = InputError("data_dir: 03.png is no readable image")
     full = OSError(errno.ENOSPC, "No space left on device")
-    owner, name, way, most, error = chance.choice(
+    owner, name, way, calls, error = chance.choice(
         [
-            (AugmentedLoader, "batches", "iterated", 13, refused),
-            (PlainLoader, "batches", "iterated", 24, refused),
-            (main_general, "evaluate", "called", 7, torch.OutOfMemoryError("CUDA out of memory.")),
-            (RunLog, "epoch", "called", 4, InputError("log.txt cannot be written (No space left on device)")),
-            (SummaryWriter, "add_scalar", "called", 40, full),
+            (AugmentedLoader, "batches", "iterated", range(2, 13), refused),  # the first is drawn, before any step
+            (PlainLoader, "batches", "iterated", range(1, 24), refused),
+            (main_general, "evaluate", "called", range(1, 7), torch.OutOfMemoryError("CUDA out of memory.")),
+            (RunLog, "epoch", "called", range(1, 4), InputError("log.txt cannot be written (No space left on device)")),
+            (SummaryWriter, "add_scalar", "called", range(1, 40), full),
         ]
     )
-    fault, console = Fault(getattr(owner, name), chance.randrange(1, most), error), chance.choice((Gone, io.StringIO))
+    fault, console = Fault(getattr(owner, name), chance.choice(calls), error), chance.choice((Gone, io.StringIO))
     replaced = getattr(fault, way)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, lambda *arguments, **options: replaced(*arguments, **options))

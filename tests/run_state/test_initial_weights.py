@@ -13,6 +13,7 @@ from run_tools import assert_same_run
 from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
+import draw_embeddings
 import main_general
 from command_line.errors import InputError
 from main_general import RunResult, main
@@ -215,3 +216,25 @@ def test_a_network_begins_with_the_weights_and_not_those_that_were_drawn(
     drawn = build_model(args, 3).state_dict()
     for name, value in seen[0].items():
         assert torch.equal(value, drawn[name] if name.startswith("fc") else given[name]), name
+
+
+def test_what_a_run_has_learnt_is_told_from_what_it_was_given(
+    args: UserInput, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = main(dataclasses.replace(args, epochs=1, stages="CCLC", seed=5)).folder
+    run = main(dataclasses.replace(args, epochs=1, stages="CCLC", init_from=str(source))).folder
+    network = load_network(run)
+    first = draw_embeddings.stage_embeddings(load_network(source).model)["c4"]["c4.1"]
+    begun = draw_embeddings.stage_embeddings(draw_embeddings.as_begun(network))["c4"]["c4.1"]
+    assert torch.equal(begun, first)
+    assert not torch.equal(begun, draw_embeddings.stage_embeddings(network.as_drawn())["c4"]["c4.1"])
+    assert "E₀" not in capsys.readouterr().err
+
+    main(dataclasses.replace(args, epochs=2, stages="CCLC", seed=6, runs_dir=str(tmp_path / "other")))
+    shutil.rmtree(source)
+    shutil.copytree(next((tmp_path / "other" / "Lambda").iterdir()), source)
+    draw_embeddings.as_begun(network)
+    assert f"E₀ is of {source} as it is now" in capsys.readouterr().err
+    shutil.rmtree(source)
+    draw_embeddings.main(["--checkpoint", str(run), "--out", str(tmp_path / "pictures")])
+    assert "E₀ is drawn by the seed, and is not what this run began with (init_from: " in capsys.readouterr().err
