@@ -107,13 +107,23 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+        shortage = _shortage(error)
+        if shortage is None:
             raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = str(shortage).strip().splitlines()[0][:200] if str(shortage).strip() else type(shortage).__name__
         raise InputError(
             f"batch_size: these settings take more memory than there is ({reason}); lower batch_size or image_size, "
             "take a smaller network, or set memory_gib 0 to read the images from disk"
         ) from error
+
+
+def _shortage(error: BaseException | None) -> BaseException | None:
+    """The error that says that memory ran out: this one, or the one on whose way it came."""
+    while error is not None:  # torch.save complains of its archive, which it could not fill
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+            return error
+        error = error.__context__
+    return None
 
 
 def describe_device(device: torch.device) -> str:

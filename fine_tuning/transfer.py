@@ -52,7 +52,12 @@ def transfer(weights: Weights, model: nn.Module, classes: Sequence[str]) -> dict
             f"init_from: nothing of {weights.source} fits this network; it holds {_some(weights.state) or 'nothing'}, "
             f"and the network has {_some(own)}"
         )
-    model.load_state_dict(taken, strict=False)
+    try:
+        model.load_state_dict(taken, strict=False)
+    except RuntimeError as error:  # such as a tensor without numbers, on the meta device
+        raise InputError(
+            f"init_from: {weights.source} cannot be taken ({' '.join(str(error).split())[-160:]})"
+        ) from error
     return {
         "from": weights.source,
         "run": weights.run,

@@ -254,17 +254,7 @@ def check_form(saved: dict[str, Any], training: Training) -> None:
         ValueError: naming what is wrong, or whatever else its content happens to lead to.
     """
     state, fresh, given = _run_state(saved), training.state_dict(), saved["training"]
-    _check_like(state.config, CONFIG_FORM, "config")
-    row_form = ROW_FORM | (VALIDATION_FORM if state.config["data"]["validation_images"] else {})
-    for number, row in enumerate(state.rows, 1):
-        further = {name: like for name, like in FURTHER_FORM.items() if name in row}
-        _check_like(row, row_form | further, f"epoch {number}")
-        own = set(row) == set(row_form | further) and row["epoch"] == number
-        _check(own, f"the figures of epoch {number} are not its own")
-    json.dumps([state.config, state.rows], ensure_ascii=False).encode()  # as they will be written
-    progress = dataclasses.asdict(state.progress)
-    _check_like(progress, dataclasses.asdict(EpochProgress()), "progress")
-    _check(progress["steps"] >= 0, "progress.steps is below zero")
+    check_state(state)
     _check_like(given["model"], fresh["model"], "model")
     _check_optimizer(given["optimizer"], training.optimizer)
     rates = [0.0] * len(training.optimizer.param_groups)
@@ -277,6 +267,21 @@ def check_form(saved: dict[str, Any], training: Training) -> None:
     if given["scaler"]:  # empty where there is no loss scaling, which is the device's affair
         _check_like(given["scaler"], fresh["scaler"], "scaler")
     _check(0 <= saved["random"]["numpy"][2] <= 624, "the state of NumPy's generator is none")  # NumPy does not look
+
+
+def check_state(state: RunState) -> None:
+    """Raise `ValueError`, or whatever else it leads to, where what a checkpoint says beside its network is no run's."""
+    _check_like(state.config, CONFIG_FORM, "config")
+    row_form = ROW_FORM | (VALIDATION_FORM if state.config["data"]["validation_images"] else {})
+    for number, row in enumerate(state.rows, 1):
+        further = {name: like for name, like in FURTHER_FORM.items() if name in row}
+        _check_like(row, row_form | further, f"epoch {number}")
+        own = set(row) == set(row_form | further) and row["epoch"] == number
+        _check(own, f"the figures of epoch {number} are not its own")
+    json.dumps([state.config, state.rows], ensure_ascii=False).encode()  # as they will be written
+    progress = dataclasses.asdict(state.progress)
+    _check_like(progress, dataclasses.asdict(EpochProgress()), "progress")
+    _check(progress["steps"] >= 0, "progress.steps is below zero")
 
 
 def _check_optimizer(given: dict[str, Any], optimizer: optim.Optimizer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from command_line.paths import project_path
 from nntrain import EpochProgress
 from run_state.board import has_every_epoch
-from run_state.checkpoints import RunState, agree, has_best, read_checkpoint
+from run_state.checkpoints import RunState, agree, check_state, has_best, read_checkpoint
 from run_state.run_folder import (
     CONFUSION,
     METRICS,
@@ -37,6 +37,7 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
     try:
         saved = read_checkpoint(checkpoint_files(folder)[-1])
         state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
+        check_state(state)
         rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
         own = saved["config"]["id"] == config["id"] and rows == state.rows
         written = (folder / CONFUSION).exists() and has_every_epoch(folder, rows)

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_tools import small_run
 from sklearn.datasets import load_digits
 
 from acceleration import devices
 from evidence.pinned import pinned
 from main_general import RunResult, main
+from resnet import DEPTHS
 from user_input import UserInput
 
 SIDE = 12
@@ -63,37 +65,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(photos: Path, tmp_path: Path) -> UserInput:
-    """A run of four steps an epoch, in which every kind of layer has its part."""
-    return UserInput(
-        depth=26,
-        stages="CLLL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=SIDE,
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=1,
-        device="cpu",
-        precision="fp32",
-        runs_dir=str(tmp_path / "runs"),
-    )
+    """In which every kind of layer has its part."""
+    return small_run(photos, tmp_path / "runs", stages="CLLL")
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """Networks of depth 26 with one block in each stage, for what any depth has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))
+        yield
 
 
 @pytest.fixture(scope="session")
 def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
     """A run that has done its four epochs, and its settings; tests work on copies of its folder."""
-    args = UserInput(
-        depth=26,
-        stages="CLLL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        batch_size=8,
-        epochs=4,
-        checkpoint_every=2,
-        device="cpu",
-        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
-    )
+    args = small_run(photos, tmp_path_factory.mktemp("undisturbed"), stages="CLLL", epochs=4, checkpoint_every=2)
     return args, main(args)
 
 

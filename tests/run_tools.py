@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,23 @@ from run_state.run_folder import best_file, checkpoint_files
 from user_input import UserInput
 
 TIMES = ("train_seconds", "test_seconds", "images_per_second", "peak_memory_gib", "finished")
+
+
+def small_run(data: Path, runs: Path, **changes: Any) -> UserInput:
+    """A run of four steps an epoch on the digits that `conftest.write_images` has written to a folder."""
+    usual = UserInput(
+        depth=26,
+        dataset="imagefolder",
+        data_dir=str(data),
+        image_size=12,
+        batch_size=8,
+        epochs=3,
+        checkpoint_every=1,
+        device="cpu",
+        precision="fp32",
+        runs_dir=str(runs),
+    )
+    return dataclasses.replace(usual, **changes)
 
 
 def flags(args: UserInput) -> list[str]:

@@ -223,6 +223,21 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(
     assert (folder / "confusion.csv").exists()
 
 
+@pytest.mark.parametrize("forged", [{"parameters": [1]}, {"data": "none"}])
+def test_a_finished_run_is_none_where_its_checkpoint_is_no_runs(
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, forged: dict
+) -> None:
+    args, result = undisturbed
+    folder = shutil.copytree(result.folder, tmp_path / "run")
+    newest = checkpoint_files(folder)[-1]
+    saved = torch.load(newest, weights_only=True)
+    torch.save({**saved, "config": saved["config"] | forged}, newest)
+    again = main(dataclasses.replace(args, resume=str(folder)))
+    assert (again.epochs, again.parameters) == (4, result.parameters)
+    assert f"{newest.name} was passed over: ValueError, config." in (folder / "log.txt").read_text()
+    assert_same_run(folder, result.folder)
+
+
 @pytest.mark.parametrize("how", ["cut", "one bit"])
 def test_a_damaged_checkpoint_is_passed_over(
     undisturbed: tuple[UserInput, RunResult], tmp_path: Path, how: str

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from conftest import write_images
 from image_kinds import KINDS
 from loader_tools import gathered
 from PIL import Image
+from run_tools import small_run
 
 import predict
 from command_line.errors import InputError
@@ -20,7 +20,6 @@ from data_preprocessing import CroppedStream, load_data
 from data_sources.images import read_image
 from data_sources.in_memory import PlainLoader
 from main_general import RunResult, main
-from resnet import DEPTHS
 from run_state.trained_network import load_network
 from user_input import UserInput
 
@@ -40,22 +39,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def args(everything: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserInput]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield UserInput(
-            depth=26,
-            stages="CCCL",
-            dataset="imagefolder",
-            data_dir=str(everything),
-            image_size=12,
-            batch_size=16,
-            workers=0,
-            epochs=2,
-            bn_momentum=0.5,
-            device="cpu",
-            runs_dir=str(tmp_path_factory.mktemp("runs")),
-        )
+def args(shallow: None, everything: Path, tmp_path_factory: pytest.TempPathFactory) -> UserInput:
+    settings = {"stages": "CCCL", "batch_size": 16, "workers": 0, "epochs": 2, "bn_momentum": 0.5}
+    return small_run(everything, tmp_path_factory.mktemp("runs"), **settings)
 
 
 @pytest.fixture(scope="module")

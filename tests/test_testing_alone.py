@@ -1,21 +1,20 @@
 """`python nntest.py`: a trained network by itself, on its own test images and on others."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_tools import small_run
 
 import nntest
 import predict
 from command_line.errors import InputError
 from main_general import RunResult, main
-from resnet import DEPTHS
 from run_state.run_folder import checkpoint_files
-from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +24,9 @@ def photos_flat(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(photos_flat: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunResult]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield main(
-            UserInput(
-                depth=26,
-                stages="CCCL",
-                dataset="imagefolder",
-                data_dir=str(photos_flat),
-                test_fraction=0.3,
-                image_size=12,
-                batch_size=8,
-                epochs=2,
-                checkpoint_every=1,
-                bn_momentum=0.5,
-                device="cpu",
-                precision="fp32",
-                runs_dir=str(tmp_path_factory.mktemp("runs")),
-            )
-        )
+def run(shallow: None, photos_flat: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    settings = {"stages": "CCCL", "epochs": 2, "test_fraction": 0.3, "bn_momentum": 0.5}
+    return main(small_run(photos_flat, tmp_path_factory.mktemp("runs"), **settings))
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -165,27 +147,12 @@ def test_data_that_are_no_longer_the_runs_are_told(
     )
 
 
-def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))
-        args = UserInput(
-            depth=26,
-            stages="CCCC",
-            model="baseline",
-            dataset="digits",
-            image_size=8,
-            training_images=200,
-            validation_fraction=0.1,
-            epochs=2,
-            stop_after=1,
-            checkpoint_every=1,
-            device="cpu",
-            precision="fp32",
-            runs_dir=str(tmp_path),
-        )
-        folder = main(args).folder
-        main(UserInput(**{**vars(args), "stop_after": None, "resume": str(folder)}))  # the rows count as the run's own
-        found = nntest.main(["--checkpoint", str(folder), "--device", "cpu"])
+def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(shallow: None, tmp_path: Path) -> None:
+    settings = {"model": "baseline", "dataset": "digits", "image_size": 8, "training_images": 200}
+    args = small_run(tmp_path, tmp_path, **settings, validation_fraction=0.1, batch_size=128, epochs=2, stop_after=1)
+    folder = main(args).folder
+    main(dataclasses.replace(args, stop_after=None, resume=str(folder)))  # the rows count as the run's own
+    found = nntest.main(["--checkpoint", str(folder), "--device", "cpu"])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert all(row["test_top1"] < row["test_top5"] and "validation_top5" in row for row in rows)

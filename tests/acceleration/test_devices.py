@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acceleration import devices
-from acceleration.devices import choose_precision, describe_device, find_device, why_precision
+from acceleration.devices import choose_precision, describe_device, enough_memory, find_device, why_precision
 from command_line.errors import InputError
 
 CPU = torch.device("cpu")
@@ -18,6 +18,17 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
             find_device(name)
     with pytest.raises(InputError, match="precision: fp16 needs a CUDA GPU"):
         choose_precision("fp16", CPU)
+
+
+def test_memory_that_runs_out_is_told_whatever_came_of_it() -> None:
+    with pytest.raises(InputError, match="^batch_size: these settings take more memory than there is .MemoryError.;"):
+        with enough_memory():
+            try:
+                raise MemoryError
+            except MemoryError:  # as of torch.save, which then closes its archive
+                raise RuntimeError("unexpected pos 92228224 vs 92228112")  # noqa: B904
+    with pytest.raises(RuntimeError, match="another"), enough_memory():
+        raise RuntimeError("another")
 
 
 def test_threads_are_counted_in_english(monkeypatch: pytest.MonkeyPatch) -> None:

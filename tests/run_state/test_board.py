@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_tools import read_metrics, scalars
+from run_tools import read_metrics, scalars, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import log_data
 import main_general
 from main_general import RunResult, main
-from resnet import DEPTHS
 from run_state import progress
 from run_state.board import STEP_TAGS, table_row
 from run_state.progress import Point, is_due
@@ -26,32 +25,15 @@ from user_input import FREE_ON_RESUME, UserInput
 STEPS = 4  # of an epoch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 def settings(photos: Path, runs: Path, **changes) -> UserInput:
-    usual = UserInput(
-        depth=26,
-        stages="LCCC",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=1,
-        schedule="step",
-        device="cpu",
-        runs_dir=str(runs),
-    )
-    return dataclasses.replace(usual, **changes)
+    return small_run(photos, runs, **{"stages": "LCCC", "schedule": "step", **changes})
 
 
 @pytest.fixture(scope="module")
-def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def whole(shallow: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return main(settings(photos, tmp_path_factory.mktemp("whole")))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_run, end_of, flags, read_metrics, start, wait_for_epochs
+from run_tools import assert_same_run, end_of, flags, read_metrics, small_run, start, wait_for_epochs
 from torch import nn
 
 import main_general
@@ -46,18 +46,8 @@ def tiny(args: UserInput, classes: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
     """A run that reads its images from disk and saves at its end alone."""
-    args = UserInput(
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        memory_gib=0.0,
-        workers=0,
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=3,
-        device="cpu",
-        runs_dir=str(tmp_path_factory.mktemp("undisturbed")),
-    )
+    runs = tmp_path_factory.mktemp("undisturbed")
+    args = small_run(photos, runs, depth=50, memory_gib=0.0, workers=0, checkpoint_every=3)
     return args, main(args, tiny)
 
 

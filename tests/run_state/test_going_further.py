@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_run
+from run_tools import assert_same_run, small_run
 from test_training import Batches, batch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,7 +17,6 @@ from command_line.errors import InputError
 from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress, TrainingStep, compute_gradients, train_epoch
-from resnet import DEPTHS
 from resnet_lambda import build_lambda_resnet
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files, read_config
@@ -26,28 +25,9 @@ from user_input import UserInput
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
-    args = UserInput(
-        depth=26,
-        stages="CCCL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=1,
-        device="cpu",
-        precision="fp32",
-        runs_dir=str(tmp_path_factory.mktemp("runs")),
-    )
+def finished(shallow: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+    args = small_run(photos, tmp_path_factory.mktemp("runs"), stages="CCCL")
     return args, main(args)
 
 

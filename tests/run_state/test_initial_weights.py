@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_run
+from run_tools import assert_same_run, small_run
 from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -57,20 +57,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 @pytest.fixture
 def args(photos: Path, tmp_path: Path) -> UserInput:
     """A hybrid on three digits, tinted and inverted, in a folder."""
-    return UserInput(
-        depth=26,
-        stages="CCLL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=16,
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=1,
-        bn_momentum=0.5,
-        device="cpu",
-        precision="fp32",
-        runs_dir=str(tmp_path / "runs"),
-    )
+    return small_run(photos, tmp_path / "runs", stages="CCLL", image_size=16, bn_momentum=0.5)
 
 
 # ------------------------------------------------------------------------------------------------------- sources
@@ -138,6 +125,8 @@ def test_what_holds_no_weights_is_one_line_and_writes_nothing(args: UserInput, t
     torch.save(print, tmp_path / "code.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"encoder.weight": torch.ones(2, 2)}, tmp_path / "other.pt")
+    empty = {"conv1.weight": torch.empty(64, 3, 7, 7, device="meta")}
+    torch.save(empty, tmp_path / "meta.pt")
     for name, says in {
         "none.pt": "there is no file .*none.pt; takes a run's folder, a checkpoint, a state dict",
         "text.pt": "text.pt cannot be read",
@@ -145,6 +134,7 @@ def test_what_holds_no_weights_is_one_line_and_writes_nothing(args: UserInput, t
         "code.pt": "code.pt cannot be read",
         "list.pt": "list.pt holds no state dict but a list",
         "other.pt": "nothing of .*other.pt fits this network; it holds encoder, and the network has conv1",
+        "meta.pt": r"meta.pt cannot be taken \(.*Cannot copy out of meta tensor; no data!",
         "folder": "folder holds no checkpoint",
     }.items():
         with pytest.raises(InputError, match=f"^init_from: .*{says}") as error:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
+from run_tools import small_run
 
 import log_data
 import user_input
 from command_line.errors import InputError
 from command_line.settings import setting
 from main_general import RunResult, main
-from resnet import DEPTHS
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files
 from run_state.saved_settings import saved_settings
@@ -25,32 +25,15 @@ from run_state.trained_network import load_network
 from scoring import confusion, mistakes
 from user_input import UserInput
 
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 def settings(data: Path, runs: Path, **changes) -> UserInput:
-    return UserInput(
-        depth=26,
-        stages="CCCL",
-        dataset="imagefolder",
-        data_dir=str(data),
-        image_size=12,
-        batch_size=8,
-        epochs=2,
-        checkpoint_every=1,
-        device="cpu",
-        runs_dir=str(runs),
-        **changes,
-    )
+    return small_run(data, runs, **{"stages": "CCCL", "epochs": 2, **changes})
 
 
 @pytest.fixture(scope="module")
-def begun(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def begun(shallow: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """A run that has done one of its two epochs."""
     return main(settings(photos, tmp_path_factory.mktemp("begun"), stop_after=1))
 

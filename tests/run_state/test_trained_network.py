@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from run_tools import small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import draw_embeddings
@@ -24,7 +24,6 @@ from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
 from main_general import RunResult, main
 from model_preparation import prepare_training
-from resnet import DEPTHS
 from resnet_lambda import build_lambda_resnet, resnet26_lambda
 from run_state.run_folder import checkpoint_files
 from run_state.trained_network import Classifier, load_network
@@ -32,24 +31,11 @@ from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[UserInput, RunResult]]:
+def trained(shallow: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
     """Batch norms with a momentum that lets the running statistics follow the data within a few steps."""
-    args = UserInput(
-        depth=26,
-        stages="CCLL",
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=40,  # other than that of the files
-        batch_size=8,
-        epochs=3,
-        checkpoint_every=2,
-        bn_momentum=0.5,
-        device="cpu",
-        runs_dir=str(tmp_path_factory.mktemp("trained")),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield args, main(args)
+    settings = {"stages": "CCLL", "image_size": 40, "checkpoint_every": 2, "bn_momentum": 0.5}  # files have 12 pixels
+    args = small_run(photos, tmp_path_factory.mktemp("trained"), **settings)
+    return args, main(args)
 
 
 def test_predictions_of_the_test_images_come_to_the_runs_accuracy(
