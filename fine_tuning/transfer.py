@@ -46,7 +46,7 @@ def transfer(weights: Weights, model: nn.Module, classes: Sequence[str]) -> dict
         raise InputError(f"init_from: {weights.source}: {error}") from error
     if weights.classes is not None and weights.classes != tuple(classes):
         fitting = {key: value for key, value in fitting.items() if part_of(key) != "head"}
-    taken = {key: value for key, value in fitting.items() if own.get(key) == value.shape}
+    taken = {key: value for key, value in fitting.items() if own.get(key) == value.shape and not value.is_complex()}
     if not any(value.dim() > 1 for value in taken.values()):
         raise InputError(
             f"init_from: nothing of {weights.source} fits this network; it holds {_some(weights.state) or 'nothing'}, "
@@ -55,9 +55,8 @@ def transfer(weights: Weights, model: nn.Module, classes: Sequence[str]) -> dict
     try:
         model.load_state_dict(taken, strict=False)
     except RuntimeError as error:  # such as a tensor without numbers, on the meta device
-        raise InputError(
-            f"init_from: {weights.source} cannot be taken ({' '.join(str(error).split())[-160:]})"
-        ) from error
+        reason = " ".join(str(error).split())[-160:]
+        raise InputError(f"init_from: {weights.source} cannot be taken ({reason})") from error
     return {
         "from": weights.source,
         "run": weights.run,
