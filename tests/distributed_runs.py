@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fault_injection import finish, log_changes, small_run, start_alone, wait_until
+from fault_injection import finish, log_changes, run_to_kill, start_alone, wait_until
 from run_tools import (
     assert_same_curve,
     assert_same_run,
@@ -71,7 +71,7 @@ def kill_workers(args: UserInput, where: Path, kills: int, chance: random.Random
 def main(kills: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         where = Path(name)
-        plain = dataclasses.replace(small_run(where), batch_size=16, stem="cifar", optimizer="sgd", workers=1)
+        plain = dataclasses.replace(run_to_kill(where), batch_size=16, stem="cifar", optimizer="sgd", workers=1)
         compare_curves(dataclasses.replace(plain, epochs=3, sync_batch_norm=True), where)
         struck = kill_workers(dataclasses.replace(plain, epochs=10, memory_gib=0.0), where, kills, random.Random(seed))
     print(f"{struck} workers killed and restarted; the same run, bit for bit")

@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 import torch
 from conftest import write_images
-from run_tools import assert_same_run, children, end_of, start
+from run_tools import assert_same_run, children, end_of, small_run, start
 
 from model_preparation import build_model
 from run_state.run_folder import checkpoint_files
@@ -52,20 +52,9 @@ class Pace:
     epoch: float  # with all that belongs to it, the checkpoint above all
 
 
-def small_run(folder: Path, epochs: int = 30) -> UserInput:
-    """Epochs of a few steps, a checkpoint after each: most of the time goes into writing them."""
-    return UserInput(
-        depth=26,
-        stages="CLLL",
-        dataset="imagefolder",
-        data_dir=str(write_images(folder / "images")),
-        image_size=12,
-        batch_size=8,
-        epochs=epochs,
-        checkpoint_every=1,
-        device="cpu",
-        runs_dir=str(folder / "undisturbed"),
-    )
+def run_to_kill(folder: Path, epochs: int = 30, width: int = 64) -> UserInput:
+    """A checkpoint after every four steps, of 90 MB at this width: most of the time goes into writing them."""
+    return small_run(write_images(folder / "images"), folder / "undisturbed", stages="CLLL", width=width, epochs=epochs)
 
 
 def from_disk(args: UserInput) -> UserInput:
@@ -201,7 +190,7 @@ def end_of_silent(process: subprocess.Popen) -> str:
 def main(kills: int, seed: int) -> None:
     struck, runs, together = Counter(), 0, len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(together) as pool:
-        args = dataclasses.replace(small_run(Path(name)), validation_fraction=0.3)
+        args = dataclasses.replace(run_to_kill(Path(name)), validation_fraction=0.3)
         settings = (args, from_disk(args))
         expected, paces = zip(*map(undisturbed_run, settings), strict=True)
 

@@ -32,6 +32,7 @@ def small_run(data: Path, runs: Path, **changes: Any) -> UserInput:
     """A run of four steps an epoch on the digits that `conftest.write_images` has written to a folder."""
     usual = UserInput(
         depth=26,
+        width=16,
         dataset="imagefolder",
         data_dir=str(data),
         image_size=12,

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_curve, assert_same_run, children, run_under_torchrun, start_torchrun, wait_for_epochs
+from run_tools import (
+    assert_same_curve,
+    assert_same_run,
+    children,
+    run_under_torchrun,
+    small_run,
+    start_torchrun,
+    wait_for_epochs,
+)
 from torch import Tensor
 
 from command_line.errors import InputError
@@ -24,21 +32,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def args(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> UserInput:
     """Maps that stay large enough, in steps that stay small enough, for rounding to stay rounding."""
-    return UserInput(
-        depth=26,
-        stages="CLLL",
-        stem="cifar",
-        sync_batch_norm=True,
-        dataset="imagefolder",
-        data_dir=str(photos),
-        image_size=12,
-        batch_size=16,
-        epochs=3,
-        optimizer="sgd",
-        checkpoint_every=1,
-        device="cpu",
-        runs_dir=str(tmp_path_factory.mktemp("distributed") / "runs"),
-    )
+    settings = {"stages": "CLLL", "stem": "cifar", "sync_batch_norm": True, "batch_size": 16, "optimizer": "sgd"}
+    return small_run(photos, tmp_path_factory.mktemp("distributed") / "runs", **settings)
 
 
 @pytest.fixture(scope="module")

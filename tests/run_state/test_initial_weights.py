@@ -37,21 +37,9 @@ def shallow():
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """A convolutional network that knows all ten digits."""
-    return main(
-        UserInput(
-            model="baseline",
-            depth=26,
-            dataset="digits",
-            image_size=16,
-            batch_size=64,
-            training_images=300,
-            epochs=3,
-            bn_momentum=0.5,
-            device="cpu",
-            precision="fp32",
-            runs_dir=str(tmp_path_factory.mktemp("digits")),
-        )
-    )
+    settings = {"model": "baseline", "dataset": "digits", "image_size": 16, "batch_size": 64, "training_images": 300}
+    runs = tmp_path_factory.mktemp("digits")
+    return main(small_run(runs, runs, **settings, bn_momentum=0.5))
 
 
 @pytest.fixture

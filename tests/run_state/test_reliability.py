@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_injection import run_under_fire, small_run, undisturbed_run
+from fault_injection import run_to_kill, run_under_fire, undisturbed_run
 from fuzzing import fuzz
 from hostile_files import HOSTILE_CHECKPOINTS, HOSTILE_IMAGES, hostile_checkpoint, hostile_image
 from run_tools import assert_same_run, assert_same_training, saved_training
@@ -32,7 +32,7 @@ from user_input import UserInput
 
 
 def test_a_run_comes_through_kills(tmp_path: Path) -> None:
-    args = dataclasses.replace(small_run(tmp_path, epochs=4), validation_fraction=0.3)
+    args = dataclasses.replace(run_to_kill(tmp_path, epochs=4, width=16), validation_fraction=0.3)
     expected, pace = undisturbed_run(args)
     attacked = dataclasses.replace(args, runs_dir=str(tmp_path / "attacked"))
     folder, _ = run_under_fire(attacked, 2, pace, random.Random(0))
@@ -42,7 +42,7 @@ def test_a_run_comes_through_kills(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult, RunResult]:
     """A run of three epochs, and another of the same settings but the seed."""
-    args = small_run(tmp_path_factory.mktemp("finished"), epochs=3)
+    args = run_to_kill(tmp_path_factory.mktemp("finished"), epochs=3, width=16)
     return args, main(args), main(dataclasses.replace(args, seed=1))
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_survived_or_named(
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
     """A run of four epochs with validation images, the second of which was the best."""
-    args = small_run(tmp_path_factory.mktemp("judged"), epochs=4)
+    args = run_to_kill(tmp_path_factory.mktemp("judged"), epochs=4, width=16)
     args = dataclasses.replace(args, validation_fraction=0.3, checkpoint_every=4)
     tops = iter([50.0, 75.0, 75.0, 25.0])
 

@@ -172,7 +172,7 @@ def test_exports_give_the_networks_logits(
 def test_a_checkpoint_holds_the_weights_that_a_lambda_resnet_takes(trained: tuple[UserInput, RunResult]) -> None:
     network = load_network(trained[1].folder)
     weights = torch.load(network.file, weights_only=True)["training"]["model"]
-    model = resnet26_lambda(stages="CCLL", image_size=40, num_classes=3, weights=weights).eval()
+    model = resnet26_lambda(stages="CCLL", image_size=40, width=16, num_classes=3, weights=weights).eval()
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         torch.testing.assert_close(model(images), network.model(images), rtol=1e-4, atol=1e-4)
