@@ -32,8 +32,9 @@ def test_the_notebook_trains_resumes_shows_and_packs_runs(tmp_path: Path, monkey
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a warning of the kernel's
     notebook, cells = read()
     assert cells[0].metadata["tags"] == ["parameters"]
+    small = "--depth 26 --width 16 --image_size 8 --stem cifar --training_images 200 --device cpu"
     cells[0].source += f"""
-SETTINGS = "--dataset digits --epochs 1 --depth 26 --image_size 8 --stem cifar --training_images 200 --device cpu"
+SETTINGS = "--dataset digits --epochs 1 {small}"
 RUNS = {str(tmp_path / "the runs")!r}
 """
     (training,) = [cell for cell in cells if "main_general.py" in cell.source and "!" in cell.source]
