@@ -16,7 +16,7 @@ rows and turns; its file goes to results/quick/, which Git ignores.
 import command_line.interrupts  # noqa: F401, I001 - first, since what follows takes seconds
 
 from command_line.errors import InputError, one_line_errors
-from command_line.evidence_tools import read_benchmark
+from command_line.evidence_tools import BENCHMARKS, read_benchmark
 
 if __name__ == "__main__":  # here, so that --help and what is refused need not wait for PyTorch
     with one_line_errors():
@@ -32,13 +32,8 @@ from benchmarks.measuring import write_report
 from benchmarks.network import benchmark_infer, benchmark_train
 from benchmarks.scaling import benchmark_scaling, plot
 
-BENCHMARKS = {
-    "layer": benchmark_layer,
-    "train": benchmark_train,
-    "infer": benchmark_infer,
-    "scaling": benchmark_scaling,
-    "convert": benchmark_convert,
-}
+MEASURE = (benchmark_layer, benchmark_train, benchmark_infer, benchmark_scaling, benchmark_convert)
+FUNCTIONS = dict(zip(BENCHMARKS, MEASURE, strict=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 def measure(benchmark: str, quick: bool, device: torch.device) -> None:
     """Run a benchmark, and write what it has found."""
     torch.manual_seed(0)
-    content = BENCHMARKS[benchmark](device, quick)
+    content = FUNCTIONS[benchmark](device, quick)
     path = write_report(benchmark, quick, device, content)
     if benchmark == "scaling":
         plot(content, describe_device(device), path.with_suffix(".svg"))
