@@ -1,4 +1,4 @@
-"""The baseline: torchvision's own ResNet, in every depth of the paper and with a stem for small images.
+"""The baseline: torchvision's own ResNet, in every depth of the paper, in 18 and 34, and with stems for small images.
 
 A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(50)` and gives the same output.
 """
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-# Bottlenecks in the stages c2 to c5 (paper; Bello et al., 2021, for 270, 350 and 420)
+# Blocks in the stages c2 to c5 (paper; Bello et al., 2021, for 270, 350 and 420; He et al., 2016, for 18 and 34)
 DEPTHS = {
+    18: (2, 2, 2, 2),
     26: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
@@ -20,7 +22,8 @@ DEPTHS = {
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }
-WIDTH = 64  # channels of stage c2's bottlenecks; every later stage has twice those of the one before
+BASIC = (18, 34)  # depths whose blocks are basic: two 3×3 convolutions; all others have bottlenecks
+WIDTH = 64  # channels of stage c2's 3×3 convolutions; every later stage has twice those of the one before
 STEMS = ("imagenet", "compact", "cifar")  # the map that enters c2 is a quarter of the image's side, a half, the whole
 
 
@@ -36,14 +39,14 @@ def build_resnet(
     norm_layer: Callable[[int], nn.Module] | None = None,
     replace_stride_with_dilation: Sequence[bool] | None = None,
 ) -> ResNet:
-    """A ResNet of bottlenecks: (b, 3, height, width) images -> (b, num_classes) logits.
+    """A ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
-        depth: one of `DEPTHS`.
+        depth: one of `DEPTHS`; 18 and 34 have basic blocks, the others bottlenecks.
         num_classes: number of logits.
         stem: `imagenet` (7×7 with stride 2, then a max pool with stride 2), `compact` (3×3 with stride 2, no pool) or
             `cifar` (3×3 with stride 1, no pool).
-        width: channels of stage c2's bottlenecks, with the rest in proportion; the stem keeps its 64.
+        width: channels of stage c2's 3×3 convolutions, with the rest in proportion; the stem keeps its 64.
         zero_init_residual: start the last batch norm of every residual branch at γ = 0 (Goyal et al., 2017).
         groups: groups of the 3×3 convolutions (ResNeXt: 32).
         width_per_group: channels of a group in stage c2 (wide ResNet: 128 with one group; ResNeXt-50 32×4d: 4).
@@ -51,22 +54,27 @@ def build_resnet(
         replace_stride_with_dilation: for each of c3, c4 and c5, whether its stride becomes a dilation, as in
             segmentation.
 
+    Basic blocks take neither groups nor dilation.
+
     Raises:
-        ValueError: no such depth or stem.
+        ValueError: no such depth or stem, or basic blocks with what they do not take.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: {depth} is not allowed; takes one of {', '.join(map(str, DEPTHS))}")
     if stem not in STEMS:
         raise ValueError(f"stem: {stem} is not allowed; takes one of {', '.join(STEMS)}")
+    dilation = list(replace_stride_with_dilation or [False] * 3)
+    if depth in BASIC and ((groups, width_per_group) != (1, 64) or any(dilation)):
+        raise ValueError(f"depth: {depth} has basic blocks, which take neither groups, width_per_group nor dilation")
     model = (ResNet if width == WIDTH else _scaled(width))(
-        Bottleneck,
+        BasicBlock if depth in BASIC else Bottleneck,
         list(DEPTHS[depth]),
         num_classes=num_classes,
         zero_init_residual=zero_init_residual,
         groups=groups,
         width_per_group=width_per_group,
         norm_layer=norm_layer,
-        replace_stride_with_dilation=list(replace_stride_with_dilation or [False] * 3),
+        replace_stride_with_dilation=dilation,
     )
     if stem != "imagenet":
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2 if stem == "compact" else 1, padding=1, bias=False)
@@ -90,7 +98,7 @@ def _scaled(width: int) -> type[ResNet]:
 
 
 def stage_sizes(image_size: tuple[int, int], stem: str) -> list[tuple[int, int]]:
-    """Height and width of the map that enters each of the stages c2 to c5; the first bottleneck may halve it."""
+    """Height and width of the map that enters each of the stages c2 to c5; the first block may halve it."""
     size = image_size
     for _ in range({"imagenet": 2, "compact": 1, "cifar": 0}[stem]):  # the convolution, then the pool
         size = halve(size)

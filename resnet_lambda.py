@@ -1,11 +1,13 @@
-"""λ-ResNets: the networks of `resnet.py` with lambda layers in place of the 3×3 convolutions (paper, section 4.2).
+"""λ-ResNets: the networks of `resnet.py` with lambda layers in place of 3×3 convolutions (paper, section 4.2).
+
+A bottleneck has one of them; of a basic block's two (depths 18 and 34, not in the paper) the second makes way.
 
 A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
 
     model = resnet50_lambda(stages="CCLL", image_size=224, num_classes=1000)
     model = resnet50_lambda(image_size=32, num_classes=10, weights="weights.pt")  # torch.save(model.state_dict(), …)
 
-`resnet26_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
+`resnet18_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
 import math
@@ -76,7 +78,7 @@ def build_lambda_resnet(
     size = stage_sizes((image_size, image_size) if isinstance(image_size, int) else image_size, stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
     for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
-        strided = stage[0].conv2.stride != (1, 1)
+        strided = stage[0].conv1.stride != stage[0].conv2.stride  # either of them, by the kind of block
         if letter == "L":
             _put_lambdas(stage, size, share_embeddings, {**options, "heads": heads, "content": content})
         size = halve(size) if strided else size
@@ -89,17 +91,19 @@ def build_lambda_resnet(
 
 
 def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, options: dict[str, Any]) -> None:
-    """Replace the 3×3 convolution of every bottleneck of a stage that is entered with maps of `size`."""
+    """Replace the second convolution, 3×3, of every block of a stage that is entered with maps of `size`."""
     shared: dict[tuple[Any, ...], nn.Parameter | None] = {}
-    entering = size
-    for bottleneck in stage:
-        convolution: Any = bottleneck.conv2
+    if stage[0].conv1.stride != (1, 1):  # a basic block halves its map before the layer
+        size = halve(size)
+    largest = size
+    for block in stage:
+        convolution: Any = block.conv2
         strided, scope = convolution.stride != (1, 1), options["scope"]
         if scope is not None:  # as far as a window of so many taps with the convolution's dilation
             scope = (scope - 1) * convolution.dilation[0] + 1
         # the middle of a relative table serves the smaller maps of a stage; an absolute one serves its own size alone
-        table = entering if share and options["position"] == "relative" else size
-        bottleneck.conv2 = (PooledLambdaLayer if strided else LambdaLayer)(
+        table = largest if share and options["position"] == "relative" else size
+        block.conv2 = (PooledLambdaLayer if strided else LambdaLayer)(
             convolution.in_channels,
             convolution.out_channels,
             input_size=table,
@@ -107,7 +111,7 @@ def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, optio
             **{**options, "scope": scope},
         )
         if share:
-            shared[table, scope] = bottleneck.conv2.embedding
+            shared[table, scope] = block.conv2.embedding
         size = halve(size) if strided else size
 
 
@@ -227,7 +231,9 @@ def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:
     return variant
 
 
+resnet18_lambda = _variant(18)
 resnet26_lambda = _variant(26)
+resnet34_lambda = _variant(34)
 resnet50_lambda = _variant(50)
 resnet101_lambda = _variant(101)
 resnet152_lambda = _variant(152)

@@ -34,15 +34,15 @@ class UserInput(Settings):
     # fmt: off
     NETWORK = Heading("the network")
     model: str = setting("lambda", choices=("lambda", "baseline"), help=
-        "network: lambda layers or 3×3 convolutions in the bottlenecks")
-    depth: int = setting(50, choices=(26, 50, 101, 152, 200, 270, 350, 420), help=
-        "number of layers of the ResNet (study: 50)")
+        "network: lambda layers or 3×3 convolutions in the blocks")
+    depth: int = setting(50, choices=(18, 26, 34, 50, 101, 152, 200, 270, 350, 420), help=
+        "number of layers of the ResNet; 18 and 34 have basic blocks, the others bottlenecks (study: 50)")
     stages: str = setting("auto", help=
         "C (convolution) or L (lambda) for each of c2 to c5, such as CCLL (paper, Table 12); auto: LLLL or CCCC")
     stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=
         "the stages see 32×32 pixels as maps of 8, 4, 2, 1 (7×7, pool; study), 16, 8, 4, 2 or 32, 16, 8, 4 a side")
     width: int = setting(64, before=64, minimum=4, help=
-        "channels of stage c2's bottlenecks; the rest of the network is in proportion (study: 64)")
+        "channels of stage c2's 3×3 convolutions; the rest of the network is in proportion (study: 64)")
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
     intra_depth: int = setting(1, "u, intra-depth of keys and values (study: 1; paper's best: 4)", minimum=1)

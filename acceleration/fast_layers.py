@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lambda_ops.linear import linear
 from lambda_ops.modules import is_dense, is_plain
@@ -84,8 +84,8 @@ def folded(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     _fold(model, "conv1", "bn1")
     for block in model.modules():
-        if isinstance(block, Bottleneck):
-            for number in (1, 2, 3):
+        if isinstance(block, BasicBlock | Bottleneck):
+            for number in (1, 2, 3):  # a basic block has no third
                 _fold(block, f"conv{number}", f"bn{number}")
             _fold(block.downsample, "0", "1")
     return model

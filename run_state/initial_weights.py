@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNet152_Weights, WeightsEnum
+from torchvision.models import (
+    ResNet18_Weights,
+    ResNet34_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    ResNet152_Weights,
+    WeightsEnum,
+)
 
 from acceleration.distributed import one_before_the_others
 from command_line.errors import InputError, summary
@@ -19,7 +26,13 @@ from run_state.checkpoints import check_archive
 from run_state.trained_network import load_network
 from user_input import TORCHVISION_WEIGHTS, UserInput
 
-TORCHVISION: dict[int, type[WeightsEnum]] = {50: ResNet50_Weights, 101: ResNet101_Weights, 152: ResNet152_Weights}
+TORCHVISION: dict[int, type[WeightsEnum]] = {
+    18: ResNet18_Weights,
+    34: ResNet34_Weights,
+    50: ResNet50_Weights,
+    101: ResNet101_Weights,
+    152: ResNet152_Weights,
+}
 INSIDE = ("state_dict", "model", "model_state_dict")  # names under which others' checkpoints keep the state dict
 OF_THIS_PROJECT = {"config", "training"}
 NAMES = ", ".join(TORCHVISION_WEIGHTS)
@@ -71,11 +84,12 @@ def _of_run(source: str, path: Path) -> Weights:
 
 def _of_torchvision(args: UserInput) -> Mapping[str, Tensor]:
     """From `data_dir` where the file lies there, else from torchvision's cache, or by a download."""
-    kinds = TORCHVISION.get(args.depth)
-    if kinds is None:
-        depths = ", ".join(map(str, TORCHVISION))
-        raise InputError(f"init_from: torchvision has no weights of depth {args.depth}; it has those of {depths}")
-    url = kinds[args.init_from].url
+    name = args.init_from
+    depths = [depth for depth, kinds in TORCHVISION.items() if name in kinds.__members__]
+    if args.depth not in depths:
+        found = ", ".join(map(str, depths))
+        raise InputError(f"init_from: torchvision has no {name} of depth {args.depth}; it has those of {found}")
+    url = TORCHVISION[args.depth][name].url
     file = args.data_path / url.rpartition("/")[2]
     if file.is_file():
         return _state_dict(_read(file), file)

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import resnet_lambda
+from acceleration.fast_layers import folded
 from lambda_layer import LambdaLayer
 from model_preparation import build_model
-from resnet import DEPTHS, build_resnet, stage_sizes
+from resnet import BASIC, DEPTHS, build_resnet, stage_sizes
 from resnet_lambda import PooledLambdaLayer, build_lambda_resnet
 from user_input import UserInput
 
@@ -31,9 +32,10 @@ def on_meta(**settings) -> nn.Module:
         return build_model(UserInput(dataset="digits", **settings))
 
 
-def test_the_baseline_is_torchvisions_resnet50() -> None:
-    theirs = torchvision.models.resnet50().eval()
-    ours = build_resnet(50).eval()
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_the_baseline_is_torchvisions_resnet(depth: int) -> None:
+    theirs = getattr(torchvision.models, f"resnet{depth}")().eval()
+    ours = build_resnet(depth).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -47,11 +49,12 @@ def test_parameter_counts_with_ten_classes() -> None:
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_depth_counts_the_layers(depth: int) -> None:
-    bottlenecks = sum(DEPTHS[depth])
-    assert abs(3 * bottlenecks + 2 - depth) <= 2  # the paper rounds 272 to 270 and 419 to 420
+    blocks = sum(DEPTHS[depth])
+    kind, layers = (BasicBlock, 2) if depth in BASIC else (Bottleneck, 3)
+    assert abs(layers * blocks + 2 - depth) <= 2  # the paper rounds 272 to 270 and 419 to 420
     model = on_meta(depth=depth)
-    assert sum(isinstance(module, Bottleneck) for module in model.modules()) == bottlenecks
-    assert sum(isinstance(module, LambdaLayer) for module in model.modules()) == bottlenecks
+    assert sum(isinstance(module, kind) for module in model.modules()) == blocks
+    assert sum(isinstance(module, LambdaLayer) for module in model.modules()) == blocks
 
 
 @pytest.mark.parametrize("stages", ["".join(word) for word in itertools.product("CL", repeat=4)])
@@ -238,7 +241,9 @@ def test_files_without_weights_are_refused(content: object, says: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"depth": 18}, "depth: 18 is not allowed; takes one of 26, 50"),
+        ({"depth": 20}, "depth: 20 is not allowed; takes one of 18, 26, 34, 50"),
+        ({"depth": 18, "groups": 32}, "depth: 18 has basic blocks, which take neither groups"),
+        ({"depth": 34, "replace_stride_with_dilation": (False, True, True)}, "depth: 34 has basic blocks"),
         ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, compact, cifar"),
         ({"stages": "CCC"}, "stages: CCC is not allowed"),
         ({"stages": "CCcL"}, "stages: CCcL is not allowed"),
@@ -261,3 +266,29 @@ def test_a_narrower_network_has_its_channels_in_proportion(stages: str) -> None:
     assert narrow.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     with_64 = build_lambda_resnet(26, stages=stages, image_size=32, num_classes=10)
     assert with_64.state_dict().keys() == narrow.state_dict().keys()
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_basic_blocks_second_convolution_makes_way_at_the_halved_map(share: bool) -> None:
+    """Worked out by hand: 32 pixels, stem compact; c2 has maps of 16 a side, c5 of 2; the first convolution halves."""
+    model = build_lambda_resnet(18, stages="LCLL", image_size=32, stem="compact", width=32, share_embeddings=share)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LambdaLayer)}
+    assert list(layers) == [f"layer{stage}.{block}.conv2" for stage in (1, 3, 4) for block in (0, 1)]
+    assert [layer.input_size for layer in layers.values()] == [(side, side) for side in (16, 16, 4, 4, 2, 2)]
+    assert not any(isinstance(layer, PooledLambdaLayer) for layer in layers.values())
+    assert [block[0].conv1.stride for block in (model.layer1, model.layer3, model.layer4)] == [(1, 1), (2, 2), (2, 2)]
+    assert len({id(layer.embedding) for layer in layers.values()}) == (3 if share else 6)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 1000)
+
+
+def test_a_folded_basic_block_gives_the_same_logits() -> None:
+    model = build_lambda_resnet(18, stages="CCLC", image_size=32, stem="compact", width=8, num_classes=10)
+    for _ in range(3):
+        model(torch.randn(8, 3, 32, 32))  # running statistics that are not 0 and 1
+    images, quick = torch.randn(4, 3, 32, 32), folded(model)
+    with torch.no_grad():
+        torch.testing.assert_close(quick(images), model.eval()(images), atol=1e-4, rtol=1e-4)
+    left = {name for name, module in quick.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert left == {
+        f"layer3.{block}.{norm}" for block in (0, 1) for norm in ("bn2", "conv2.norm_queries", "conv2.norm_values")
+    }

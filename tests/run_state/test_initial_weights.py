@@ -94,8 +94,11 @@ def test_torchvisions_weights_come_from_data_dir_or_by_a_download(
     assert all(torch.equal(found.state[name], value) for name, value in state.items())
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: state)
     assert read_weights(dataclasses.replace(args, init_from="IMAGENET1K_V1")).state is state
-    with pytest.raises(InputError, match=r"^init_from: torchvision has no weights of depth 26; it has those of 50"):
-        read_weights(dataclasses.replace(args, depth=26))
+    assert read_weights(dataclasses.replace(args, depth=18, init_from="IMAGENET1K_V1")).state is state
+    for depth in (18, 26):
+        says = rf"^init_from: torchvision has no IMAGENET1K_V2 of depth {depth}; it has those of 50, 101, 152$"
+        with pytest.raises(InputError, match=says):
+            read_weights(dataclasses.replace(args, depth=depth))
 
 
 def test_a_name_of_torchvisions_is_no_path_and_a_path_is_the_shells(tmp_path: Path, monkeypatch) -> None:
