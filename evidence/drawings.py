@@ -1,5 +1,6 @@
 """The figures of an experiment, out of its answer: which numbers `figures.py` is given."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -138,6 +139,17 @@ def _trade_offs(answer: Answer, place: str, path: Path) -> str:
     return figures.trade_offs(points, place, path) if points else ""
 
 
+def _minutes(answer: Answer, place: str, path: Path) -> str:
+    found = {}
+    for label, levels in _levels(answer, "test", "top1").items():
+        network = answer.networks[label]
+        seconds = [
+            statistics.mean(network.at(epoch + 1, "train_seconds").values()) for epoch in range(len(levels.means))
+        ]
+        found[label] = ([total / 60 for total in itertools.accumulate(seconds)], levels)
+    return figures.against_minutes(found, place, path) if found else ""
+
+
 # A caption, and a function that draws and gives the digest of its numbers, or nothing where there is nothing to draw
 DRAWERS: dict[str, tuple[str, Callable[[Answer, str, Path], str]]] = {
     "curves": (
@@ -149,6 +161,11 @@ DRAWERS: dict[str, tuple[str, Callable[[Answer, str, Path], str]]] = {
         "Differences within a seed: each seed (small dots), their mean, its 95 % interval (thick) and that which "
         "covers other test images too (thin); grey where the thick one holds 0; the study's own as a diamond",
         _intervals,
+    ),
+    "minutes": (
+        "Top-1 on the test images against the minutes of training (tests not counted), mean over the runs with a band "
+        "of one standard deviation",
+        _minutes,
     ),
     "rates": (
         "Top-1 on the validation images against the initial learning rate, with one standard deviation",

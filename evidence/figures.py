@@ -7,6 +7,7 @@ figure that no longer shows what the logs hold is found without comparing drawin
 import hashlib
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,29 @@ def _plain(parts: dict[str, dict[str, Curve]]) -> dict[str, dict[str, list[list[
     }
 
 
-def _band(axes: Axes, one: Curve, colour: str, label: str) -> None:
-    epochs = range(1, len(one.means) + 1)
-    axes.plot(epochs, one.means, color=colour, label=label, marker="o" if len(one.means) < 15 else None, markersize=3)
-    axes.fill_between(epochs, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+def _band(axes: Axes, one: Curve, colour: str, label: str, at: Sequence[float] = ()) -> None:
+    """A curve over the epochs, or over what stands in their place in `at`."""
+    places = at or range(1, len(one.means) + 1)
+    axes.plot(places, one.means, color=colour, label=label, marker="o" if len(one.means) < 15 else None, markersize=3)
+    axes.fill_between(places, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+
+
+@matplotlib.rc_context(STYLE)
+def against_minutes(networks: dict[str, tuple[list[float], Curve]], place: str, path: Path) -> str:
+    """Top-1 on the test images after each epoch.
+
+    Args:
+        networks: {label: (minutes of training up to the end of each epoch, top-1 then)}.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for (label, (minutes, one)), colour in zip(networks.items(), COLOURS, strict=False):
+        _band(axes, one, colour, f"{label}: {one.means[-1]:.1f} % ({one.counts})", minutes)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("top-1 on the test images (%)")
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right")
+    plain = {label: [minutes, one.means, one.low, one.high] for label, (minutes, one) in networks.items()}
+    return save(figure, place, path, plain)
 
 
 @dataclass(frozen=True)

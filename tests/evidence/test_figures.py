@@ -1,11 +1,12 @@
 """What is drawn stands where its name stands."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
 
-from evidence import figures
+from evidence import drawings, figures
 from evidence.figures import Curve, Interval
 
 
@@ -22,6 +23,17 @@ def test_an_interval_stands_in_the_row_of_its_name(tmp_path: Path, monkeypatch: 
 
     assert means(left) == [(1.0, 0.0), (-1.0, 1.0)]
     assert means(right) == [(-1.0, 1.0)]
+
+
+def test_minutes_are_of_all_epochs_so_far_in_the_mean_over_the_runs(tmp_path: Path, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, *rest: drawn.append(figure) or "")
+    rows = [{"train_seconds": {0: 30.0, 1: 90.0}, "test_top1": {0: 50.0, 1: 60.0}}]  # by epoch, then by seed
+    rows.append({"train_seconds": {0: 120.0, 1: 120.0}, "test_top1": {0: 70.0, 1: 70.0}})
+    network = SimpleNamespace(at=lambda epoch, key: rows[epoch - 1].get(key, {}) if epoch <= len(rows) else {})
+    answer = SimpleNamespace(networks={"λ": network}, columns={("λ", "evaluation")})
+    drawings.DRAWERS["minutes"][1](answer, "", tmp_path / "x.svg")
+    assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[1.0, 55.0], [3.0, 70.0]]
 
 
 def test_how_many_runs_a_curve_is_of() -> None:
