@@ -243,6 +243,23 @@ RECIPES: dict[str, dict[str, Any]] = {
         "normalisation": "study",
         "precision": "fp32",
     },
+    "laptop": {  # half an hour on two cores with AVX2 (docs/laptop.md)
+        "model": "lambda",
+        "depth": 18,
+        "stages": "CCLL",
+        "stem": "compact",
+        "width": 32,
+        "epochs": 13,
+        "warmup_epochs": 5,
+        "schedule": "one_cycle",
+        "optimizer": "sgd",
+        "initial_lr": 0.04,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "weight_decay_on": "weights",
+        "label_smoothing": 0.1,
+        "test_flips": True,
+    },
 }
 DESCRIPTION = """Train a lambda ResNet, or its convolutional baseline, and test it after every epoch.
 

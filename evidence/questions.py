@@ -81,6 +81,32 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
+# What half an hour on two CPU cores is spent on: by the tries of docs/laptop.md
+HALF_HOUR: dict[str, Any] = {
+    "depth": 18,
+    "stem": "compact",
+    "width": 32,
+    "schedule": "one_cycle",
+    "optimizer": "sgd",
+    "initial_lr": 0.04,
+    "weight_decay": 5e-4,
+    "weight_decay_on": "weights",
+    "normalisation": "study",
+    "test_flips": True,
+}
+
+
+def half_hour(ours: int, twin: int, studys: int) -> dict[str, Variation]:
+    """The networks that are compared after so many epochs each, which take half an hour on the machine meant."""
+    return {
+        "λ-ResNet-18, CCLL": vary(title="laptop_lambda", **HALF_HOUR, stages="CCLL", epochs=ours),
+        "ResNet-18": vary(title="laptop_twin", **HALF_HOUR, model="baseline", zero_init_residual=False, epochs=twin),
+        "ResNet-50, the study's recipe": vary(
+            title="laptop_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
+        ),
+    }
+
+
 IN_BOTH_MODES: dict[str, Any] = {"also_test_in_training_mode": True}  # as the study tested, and as it should have
 RUNGS: dict[str, tuple[str | None, dict[str, Any]]] = {  # the mode of testing is none: weights are tested in both
     "as the study had it": ("study", {}),
@@ -209,6 +235,12 @@ EXPERIMENTS = {
         {word: vary(stages=word) for word in WORDS},
         reference="CCCC",
         figures=("trade_offs", "intervals"),
+    ),
+    "laptop": Experiment(
+        "What does half an hour of training on two CPU cores come to? Epochs for cores with AVX2, in float32.",
+        half_hour(ours=13, twin=13, studys=6),
+        reference="ResNet-18",
+        figures=("minutes", "intervals"),
     ),
     "best_tuning": Experiment(
         "Which learning rate do the candidates for `best` take? Chosen on a tenth of the training images.",
