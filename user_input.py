@@ -260,6 +260,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "test_flips": True,
     },
+    "gpu": {  # what 200 epochs on CIFAR-10 are commonly trained with; not run yet
+        "model": "lambda",
+        "depth": 50,
+        "stages": "CCLL",
+        "stem": "cifar",
+        "epochs": 200,
+        "warmup_epochs": 5,
+        "optimizer": "sgd",
+        "initial_lr": 0.02,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "label_smoothing": 0.1,
+    },
 }
 DESCRIPTION = """Train a lambda ResNet, or its convolutional baseline, and test it after every epoch.
 

@@ -32,7 +32,7 @@ from experiments import choose_runs, find_conditions, parse
 from lambda_layer import content_output
 from model_preparation import build_model
 from run_state import board
-from user_input import UserInput
+from user_input import RECIPES, UserInput
 
 CLASSES = 10
 SMALL = UserInput(depth=26, dataset="digits", image_size=16, position="absolute", share_embeddings=True)
@@ -300,3 +300,12 @@ def test_keys_without_softmax_are_means_over_the_positions() -> None:
     query, key, value = torch.randn(2, 5, 3, 4), torch.zeros(2, 5, 4, 2), torch.randn(2, 5, 2, 6)
     torch.testing.assert_close(plain_content(query, key + 1.0, value), content_output(query, key, value))
     torch.testing.assert_close(plain_content(query, key + 2.0, value), 2 * content_output(query, key, value))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "label"), [("laptop", "laptop", "λ-ResNet-18, CCLL"), ("gpu", "best", "λ-ResNet-50, CCLL")]
+)
+def test_a_recipe_is_what_its_experiment_trains(recipe: str, name: str, label: str) -> None:
+    trained = PINNED | dict(EXPERIMENTS[name].variations[label].settings)
+    assert {setting: trained[setting] for setting in RECIPES[recipe]} == RECIPES[recipe]
+    assert UserInput(**RECIPES[recipe]).stage_word == "CCLL"
