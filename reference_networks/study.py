@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from lambda_layer import LambdaLayer, absolute_output, content_output
-from resnet import build_resnet, halve, stage_sizes
+from resnet import BASIC, build_resnet, halve, stage_sizes
 
 Size = tuple[int, int]  # height and width of a map
 MOMENTUM = 0.9999  # of the batch norms outside the lambda layers: running statistics are those of the last batch
@@ -105,9 +105,14 @@ def build_study_lambda_resnet(
     """The study's λ-ResNet: (b, 3, image_size, image_size) images -> (b, num_classes) logits.
 
     Args:
-        depth, num_classes, stem: as for `resnet.build_resnet`.
+        depth, num_classes, stem: as for `resnet.build_resnet`; the study's blocks are bottlenecks.
         layer: another class that computes the same.
+
+    Raises:
+        ValueError: the depth has basic blocks, or `build_resnet` refuses a setting.
     """
+    if depth in BASIC:
+        raise ValueError(f"depth: {depth} has basic blocks; the study's network takes one with bottlenecks")
     network = build_resnet(depth, num_classes=num_classes, stem=stem)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

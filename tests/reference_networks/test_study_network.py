@@ -232,3 +232,8 @@ def test_other_inputs_are_refused() -> None:
     for shape in ((1, 8, 3, 2), (1, 4, 2, 3), (8, 2, 3)):
         with pytest.raises(ValueError, match=r"it must be \(batch, 8, \*\(2, 3\)\)"):
             layer(torch.zeros(shape))
+
+
+def test_the_studys_blocks_are_bottlenecks() -> None:
+    with pytest.raises(ValueError, match="^depth: 18 has basic blocks"):
+        build_study_lambda_resnet(18)
