@@ -33,7 +33,7 @@ from nntrain import NonFinite
 from run_state.board import drop_embeddings
 from run_state.checkpoints import write_atomically
 from run_state.run_folder import CHECKPOINTS, checkpoint_files, locked
-from user_input import FREE_ON_RESUME, UserInput
+from user_input import FREE_ON_RESUME, NOT_FLIPPED, UserInput
 
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}  # of data sets, beside figures
 OUTPUT = "output.txt"  # what a run's process printed; not committed
@@ -155,6 +155,8 @@ class Run:
             # an epoch on a CPU is minutes, and one on a GPU is not much longer than writing a checkpoint
             "checkpoint_every": 1 if conditions.device == "cpu" else PINNED["checkpoint_every"],
         }
+        if conditions.dataset in NOT_FLIPPED:
+            own["test_flips"] = False
         args = UserInput(**PINNED | dict(self.variation.settings) | own)
         scaled: dict[str, Any] = {"epochs": max(1, round(args.epochs * conditions.epochs_scale))}
         if conditions.images_scale != 1.0:

@@ -68,7 +68,7 @@ def images_of(folder: Path, args: UserInput):
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict with torchvision's own names, of a network that has learnt grey digits."""
     folder = tmp_path_factory.mktemp("source")
-    training = trained(write(folder / "grey", False, slice(1000)), 2, model="baseline")
+    training = trained(write(folder / "grey", False, slice(1000)), 5, model="baseline")
     named = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10)
     named.conv1 = training.model.conv1
     named.load_state_dict(training.model.state_dict())
