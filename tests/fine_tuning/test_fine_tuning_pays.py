@@ -88,6 +88,6 @@ def test_trained_weights_beat_a_network_drawn_anew(
         write(tmp_path / name, tinted, part) for name, part in (("few", slice(1000, 1100)), ("test", slice(1100, 1400)))
     )
     test = images_of(others, UserInput(**RECIPE))
-    anew, tuned = (evaluate(trained(few, 5, weights, **settings), test).top1 for weights in (None, source))
+    anew, tuned = (evaluate(trained(few, 8, weights, **settings), test).top1 for weights in (None, source))
     assert tuned > anew + 20.0
     assert tuned > 50.0
