@@ -1,6 +1,6 @@
 """Timings and peak memory on this machine: a table for people, and a JSON file with the device and versions.
 
-    python benchmark.py layer            # every way of computing the lambda layer; two CPU cores: about ten minutes
+    python benchmark.py layer            # every way of computing the lambda layer; two CPU cores: about fifteen minutes
     python benchmark.py train            # training steps of whole networks, beside plain ones; about fifteen
     python benchmark.py infer            # the same without gradients; about fifteen
     python benchmark.py scaling          # how time and memory grow, beside attention and convolution; about five

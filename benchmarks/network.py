@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acceleration.devices import PRECISIONS
+from acceleration.devices import PRECISIONS, cpu_computes_in_bf16
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
 from data_preprocessing import AugmentedLoader
@@ -124,7 +124,7 @@ def rows(device: torch.device, quick: bool, tasks: list[str]) -> list[Row]:
         networks, stems, precisions = [*PLAIN, "ResNet-50", "λ-ResNet-50"], ["imagenet"], ["fp32"]
     else:
         networks, stems = [*PLAIN, *OURS], ["imagenet", "cifar"]
-        precisions = ["fp32", "bf16", "fp16"] if device.type == "cuda" else ["fp32", "bf16"]
+        precisions = precisions_of(device)
     return [
         Row(network, stem, precision, 128 if device.type == "cuda" else BATCH_SIZES[stem], task, variant)
         for stem in stems
@@ -138,6 +138,13 @@ def rows(device: torch.device, quick: bool, tasks: list[str]) -> list[Row]:
     ]
 
 
+def precisions_of(device: torch.device) -> list[str]:
+    """Those that the device computes in: a CPU that only imitates bf16 would take minutes for a step."""
+    if device.type == "cuda":
+        return ["fp32", "bf16", "fp16"]
+    return ["fp32", "bf16"] if cpu_computes_in_bf16() else ["fp32"]
+
+
 def _variants(device: torch.device, precision: str) -> list[str]:
     if device.type == "cuda":
         return list(VARIANTS)
@@ -147,6 +154,8 @@ def _variants(device: torch.device, precision: str) -> list[str]:
 def _benchmark(device: torch.device, quick: bool, tasks: list[str]) -> dict[str, Any]:
     results = []
     everything = rows(device, quick, tasks)
+    if not quick and "bf16" not in precisions_of(device):
+        print("bf16 is left out: this CPU does not compute in it")
     # a group takes turns: as many processes as the memory must hold at once
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in everything:

@@ -12,7 +12,8 @@ from command_line.errors import InputError
 CPU = torch.device("cpu")
 
 
-def test_the_plain_rows_stand_beside_ours_in_float32_only() -> None:
+def test_the_plain_rows_stand_beside_ours_in_float32_only(monkeypatch) -> None:
+    monkeypatch.setattr(network, "cpu_computes_in_bf16", lambda: True)
     everything = rows(CPU, False, ["train"])
     variants = [row for row in everything if row.variant]
     assert {(row.network, row.variant) for row in variants} == {
@@ -26,6 +27,13 @@ def test_the_plain_rows_stand_beside_ours_in_float32_only() -> None:
         "ResNet-50",
         "λ-ResNet-50",
     }
+
+
+def test_a_cpu_is_not_timed_in_a_precision_that_it_only_imitates(monkeypatch) -> None:
+    monkeypatch.setattr(network, "cpu_computes_in_bf16", lambda: False)
+    everything = rows(CPU, False, ["train"])
+    assert {row.precision for row in everything} == {"fp32"}
+    assert len(everything) == 2 * (len(OURS) + len(PLAIN)) + 4
 
 
 @pytest.mark.parametrize(
