@@ -82,7 +82,9 @@ def cpu_computes_in_bf16() -> bool:
 
 
 def why_precision(asked: str, chosen: str, device: torch.device) -> str:
-    """The reason for which `auto` has taken a precision, to stand after it; nothing where it was asked for by name."""
+    """What is to stand after a precision: the reason for which `auto` has taken it, or what one asked for will cost."""
+    if chosen == "bf16" and device.type == "cpu" and not cpu_computes_in_bf16():
+        return " (this CPU only imitates it, and is many times as slow as with fp32)"
     if asked != "auto":
         return ""
     computes = "does not compute in bf16" if chosen in ("fp32", "fp16") else "computes in it"

@@ -59,3 +59,4 @@ def test_auto_takes_bf16_where_the_cpu_computes_in_it(
     assert choose_precision("auto", CPU) == chosen
     assert why_precision("auto", chosen, CPU) == why
     assert why_precision(chosen, chosen, CPU) == ""
+    assert ("imitates" in why_precision("bf16", "bf16", CPU)) is (chosen == "fp32")
