@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from command_line.settings import counted
 from evidence.analysis import SIGNIFICANCE, Answer, Finding, Network
 from evidence.contrasts import CONFIDENCE, POWER, deviation_interval, equivalence, seeds_for
 from evidence.logs import Chapter
@@ -270,9 +271,9 @@ def sample_size(answer: Answer) -> str:
         return f"{seeds_for(points, best.deviation, arms)} seeds of each network ({few} to {many})"
 
     return (
-        f"Within a seed, top-1 has a standard deviation of {best.deviation:.2f} points ({best.freedom} degrees of "
-        f"freedom, 95 % interval {low:.2f} to {high:.2f}). At a power of {100 * POWER:.0f} %, to tell 1 point apart "
-        f"takes {seeds(1.0)}, and half a point {seeds(0.5)}.\n"
+        f"Within a seed, top-1 has a standard deviation of {best.deviation:.2f} points "
+        f"({counted(best.freedom, 'degree')} of freedom, 95 % interval {low:.2f} to {high:.2f}). "
+        f"At a power of {100 * POWER:.0f} %, to tell 1 point apart takes {seeds(1.0)}, and half a point {seeds(0.5)}.\n"
     )
 
 
