@@ -39,15 +39,15 @@ class Costs(NamedTuple):
 # cpu avx512: fitted to timings from 8×8 to 64×64, d 64 to 512, of two cores (Zen 4), float32, PyTorch 2.15, and then
 # shifted by hand. `fit_costs.py` on the committed timings: above 1.1 times the fastest forced way for 1 of 32 shapes
 # (forward alone: 3); costs fitted to these very timings are so for 2 (5).
-# cpu avx2: the same shapes on two Zen 3 cores, PyTorch 2.14, and on Zen 4 cores told to be AVX2 ones: the
-# first are committed. With a backward pass they were fitted to the first, without one they are avx512's, and then both
-# were shifted: above 1.1 times are none of the first (forward alone: 1, at 1.11) and 2 of the second (none), at 1.11.
+# cpu avx2: those of avx512 but for the forward pass's windows. On two timings of two Zen 3 cores and one of Zen 4 cores
+# told to be AVX2 ones, PyTorch 2.14, they are above 1.1 times for 2, 1 and 2 of 32 shapes, the worst at 1.18 (forward
+# alone: 2, 1 and 1, at 1.30); sets fitted to one of these timings were no better on the others. The first is committed.
 # cuda: not measured; from an H100's data sheet (50 TFLOP/s in float32, 3 TB/s), four passes over every entry.
 COSTS = {  # (kind of device, whether a backward pass follows)
     ("cpu avx512", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
     ("cpu avx512", False): Costs(0.0108, 0.284, 1.26, 0.218, 0.362, 0, 0.6, 1.0, 0.0113, 0.0212, 1.13),
-    ("cpu avx2", True): Costs(0.0879, 1.68, 9.51, 3.48, 2.94, 952, 5.18, 8.35, 0.183, 0.135, 6.68),
-    ("cpu avx2", False): Costs(0.0108, 0.301, 1.26, 0.56, 0.355, 0, 0.6, 1.0, 0.0113, 0.0209, 1.13),
+    ("cpu avx2", True): Costs(0.053, 1.4, 6.8, 3.6, 1.5, 250, 2.3, 3.9, 0.77, 0.07, 3.0),
+    ("cpu avx2", False): Costs(0.0108, 0.284, 1.26, 0.56, 0.362, 0, 0.6, 1.0, 0.0113, 0.0212, 1.13),
     ("cuda", True): Costs(1.4e-4, 0.01, 0.01, 0.01, 0.01, 0, 0.01, 0.02, 1e-3, 2e-4, 0.02),
     ("cuda", False): Costs(5e-5, 0.003, 0.003, 0.003, 0.003, 0, 0.003, 0.007, 3e-4, 5e-5, 0.006),
 }
