@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from command_line import errors
 from command_line.errors import InputError
+from command_line.paths import shown
 from lambda_layer import LambdaLayer
 from run_state.initial_weights import put_weights
-from run_state.run_folder import shown
 from run_state.trained_network import TrainedNetwork, load_network
 
 STAGES = {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}

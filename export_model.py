@@ -31,9 +31,9 @@ from torch.export import Dim, ExportedProgram
 
 from acceleration.fast_layers import folded
 from command_line.errors import InputError
+from command_line.paths import shown
 from lambda_layer import LambdaLayer
 from lambda_ops.rule import Way, choose_way
-from run_state.run_folder import shown
 from run_state.trained_network import Classifier, TrainedNetwork, load_network
 
 EXAMPLES = 2  # images that are traced; one would fix the batch

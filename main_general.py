@@ -37,6 +37,7 @@ from acceleration.devices import enough_memory, find_device, peak_memory, reset_
 from acceleration.distributed import hide_bar, is_main, launch, on_main, restarts, size, world
 from command_line.console import lasting_console
 from command_line.errors import InputError, one_line_errors
+from command_line.paths import quoted, shown, typed
 from command_line.settings import counted
 from data_preprocessing import Data, centre_view, load_data
 from data_sources.fingerprint import differences
@@ -59,9 +60,7 @@ from run_state.run_folder import (
     has_checkpoint,
     locked,
     make_run_folder,
-    quoted,
     read_config,
-    shown,
 )
 from run_state.saving import Saver
 from scoring.evaluation import Evaluation
@@ -376,12 +375,12 @@ def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: 
         lines.append(
             f"ended after {result.epochs} of {args.epochs} epochs, since the validation loss has not fallen for "
             f"{args.patience} (lowest: {lowest['validation_loss']:.4f}, epoch {lowest['epoch']}); go on all the same "
-            f"with: python main_general.py --resume {run} --patience none"
+            f"with: {typed('main_general.py')} --resume {run} --patience none"
         )
     elif result.epochs < args.epochs:
         lines.append(
             f"done with {result.epochs} of {args.epochs} epochs, as stop_after says; go on to the end with: "
-            f"python main_general.py --resume {run} --stop_after none"
+            f"{typed('main_general.py')} --resume {run} --stop_after none"
         )
     return lines + what_next(args, result.folder, whole=own and result.epochs >= args.epochs)
 

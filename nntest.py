@@ -42,7 +42,7 @@ from acceleration.devices import autocast, choose_precision, describe_device, en
 from acceleration.distributed import all_max, all_sum, hide_bar, share_buffers
 from command_line import errors
 from command_line.errors import InputError
-from command_line.paths import project_path
+from command_line.paths import project_path, shown
 from data_preprocessing import folder_options, load_test
 from data_sources.batches import Loader, OrderedLoader, Until, mix, shares
 from data_sources.fingerprint import differences
@@ -51,7 +51,7 @@ from data_sources.layout import every_image
 from data_sources.sources import read_source
 from model_preparation import Training, count_correct, evaluation_logits
 from run_state.checkpoints import write_atomically
-from run_state.run_folder import CHECKPOINTS, shown
+from run_state.run_folder import CHECKPOINTS
 from run_state.trained_network import TrainedNetwork, load_network
 from scoring import writing
 from scoring.evaluation import BINS, TOP, Evaluation

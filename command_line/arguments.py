@@ -67,10 +67,13 @@ def _add_recipes(parser: argparse.ArgumentParser, recipes: Mapping[str, Mapping[
     group.add_argument("--recipe", metavar=f"{{{','.join(recipes)}}}", help="; ".join(told).replace("%", "%%"))
 
 
-def flags(settings: Settings) -> list[str]:
-    """The flags that give these settings in a shell, for those that are not at their defaults."""
+def flags(settings: Settings, typed: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """The flags that give these settings in a shell, for those that are not at their defaults.
+
+    `typed` has the words of settings that are written otherwise, such as a path from the current folder.
+    """
     return [
-        flag(field, getattr(settings, field.name))
+        flag(field, typed.get(field.name, getattr(settings, field.name)))
         for field in dataclasses.fields(settings)
         if getattr(settings, field.name) != field.default
     ]

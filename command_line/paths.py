@@ -1,6 +1,7 @@
 """The project's folder, and paths that lie in it."""
 
 import os
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -12,6 +13,22 @@ def project_path(text: str) -> str:
     """A path from the command line, full, or relative to the project where it lies inside (so that logs can move)."""
     path = Path(os.path.abspath(os.path.expanduser(text)))
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
+
+
+def shown(path: Path) -> str:
+    """A path as it is typed in the current folder: relative where it lies below, else full."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def quoted(path: Path) -> str:
+    """The same as a shell takes it."""
+    return shlex.quote(shown(path))
+
+
+def typed(script: str) -> str:
+    """One of the project's scripts as it is called from the current folder: `python predict.py`."""
+    return f"python {quoted(PROJECT / script)}"
 
 
 def printable(name: str) -> str:

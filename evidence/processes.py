@@ -11,9 +11,9 @@ from typing import Any
 from tqdm import tqdm
 
 from acceleration.distributed import hide_bar
+from command_line.paths import shown
 from evidence.runs import OUTPUT, Conditions, Run, work
 from run_state.interruption import StopRequest
-from run_state.run_folder import shown
 
 PATIENCE = 0.5  # seconds between two looks at whether a stop is wished
 

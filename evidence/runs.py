@@ -111,7 +111,7 @@ class Conditions:
         return self.root / self.name
 
     def command(self, *words: str) -> str:
-        """The command line with these words under these self."""
+        """The command line with these words under these conditions."""
         parts = list(words)
         if self.scale != "full":
             parts += ["--scale", f"{self.epochs_scale:g}", f"{self.images_scale:g}"]

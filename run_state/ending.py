@@ -4,7 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from command_line.paths import project_path
+from command_line.arguments import flags
+from command_line.paths import project_path, quoted, shown, typed
 from nntrain import EpochProgress
 from run_state.board import has_every_epoch
 from run_state.checkpoints import RunState, agree, check_state, has_best, read_checkpoint
@@ -15,7 +16,6 @@ from run_state.run_folder import (
     find_run,
     group_folder,
     has_checkpoint,
-    quoted,
     read_config,
 )
 from user_input import UserInput
@@ -47,9 +47,11 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
     return (folder, state) if whole else None
 
 
-def going_further(args: UserInput, folder: Path) -> UserInput:
-    """The settings of a run that begins with the weights of the one in `folder`, which has come to its end."""
-    return dataclasses.replace(args, init_from=project_path(str(folder)), stop_after=None, resume=None)
+def to_go_further(args: UserInput, folder: Path) -> str:
+    """What is typed in the current folder for a run with these settings that begins with the weights of `folder`'s."""
+    further = dataclasses.replace(args, init_from=project_path(str(folder)), stop_after=None, resume=None)
+    here = {"data_dir": shown(args.data_path), "runs_dir": shown(args.runs_path), "init_from": shown(folder)}
+    return " ".join([typed("main_general.py"), *flags(further, here)])
 
 
 def network_name(args: UserInput) -> str:
@@ -66,10 +68,10 @@ def what_next(args: UserInput, folder: Path, whole: bool) -> list[str]:
     """
     run, lines = quoted(folder), []
     if has_checkpoint(folder):
-        lines = [f"python predict.py IMAGE --checkpoint {run}"]
+        lines = [f"{typed('predict.py')} IMAGE --checkpoint {run}"]
         if "L" in args.stage_word and args.position != "none":
-            lines.append(f"python draw_embeddings.py --checkpoint {run} --out pictures")
+            lines.append(f"{typed('draw_embeddings.py')} --checkpoint {run} --out pictures")
         if whole:
-            lines.append(f"{going_further(args, folder).command()}  # as many epochs more, in a new folder")
+            lines.append(f"{to_go_further(args, folder)}  # as many epochs more, in a new folder")
     moved = not folder.is_relative_to(args.runs_path)
     return [run, *lines, f"tensorboard --logdir {quoted(folder if moved else args.runs_path)}"]

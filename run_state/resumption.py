@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import InputError, one_line_errors
-from command_line.paths import project_path
-from run_state.run_folder import CONFIG, checkpoint_files, find_run, group_folder, position, quoted, read_config
+from command_line.paths import quoted, typed
+from run_state.ending import to_go_further
+from run_state.run_folder import CONFIG, checkpoint_files, find_run, group_folder, position, read_config
 from run_state.saved_settings import saved_settings
 from user_input import FREE_ON_RESUME, UserInput, default_settings, given_settings
 
@@ -65,19 +66,17 @@ def _check_epochs(epochs: int, saved: UserInput, folder: Path) -> None:
         raise InputError(
             f"epochs: {run} has done {done} of {saved.epochs} epochs already; --stop_after ends a run early"
         )
-    anew = dataclasses.replace(
-        saved, init_from=project_path(str(folder)), epochs=epochs - done, stop_after=None, resume=None
-    )
+    anew = to_go_further(dataclasses.replace(saved, epochs=epochs - done), folder)
     if done >= saved.epochs:
         state = f"has done its {done} epochs, with which the learning rate of its schedule has come to its end"
         choice = "To train on"
     else:
         state = f"has done {done} of {saved.epochs} epochs, on a schedule of so many, which is not bent to {epochs}"
-        choice = f"To the end of its own schedule: python main_general.py --resume {run}. "
+        choice = f"To the end of its own schedule: {typed('main_general.py')} --resume {run}. "
         choice += f"To train for {epochs - done} more in its place"
     raise InputError(
         f"epochs: {run} {state}. {choice}, from its last weights, with a new schedule and in a new folder, which names "
-        f"this run: {anew.command()}"
+        f"this run: {anew}"
     )
 
 

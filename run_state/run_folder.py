@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -186,17 +185,6 @@ def best_file(folder: Path) -> Path:
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is something to go on from."""
     return bool(checkpoint_files(folder)) or best_file(folder).exists()
-
-
-def shown(path: Path) -> str:
-    """A path as it is typed in the current folder: relative where it lies below, else full."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def quoted(path: Path) -> str:
-    """The same as a shell takes it."""
-    return shlex.quote(shown(path))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from command_line import errors
 from command_line.errors import InputError
+from command_line.paths import shown
 from data_preprocessing import centre_view
 from data_sources.normalisation import Normalisation
 from data_sources.pixels import Whites
@@ -25,7 +26,6 @@ from run_state.run_folder import (
     find_run,
     group_folder,
     read_config,
-    shown,
 )
 from run_state.saved_settings import saved_settings
 from user_input import UserInput

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import log_data
+from command_line.paths import PROJECT
 from main_general import main
 from resnet import DEPTHS
 from run_state.ending import network_name, what_next
@@ -62,8 +63,8 @@ def test_a_log_says_why_losses_differ_and_what_to_type_next(
     assert log[-6:-2] == [
         f"best by the validation images: epoch 1, top-1 {result.best_top1:.2f} %, {run}/checkpoints/best.pt",
         str(run),
-        f"python predict.py IMAGE --checkpoint {run}",
-        f"python draw_embeddings.py --checkpoint {run} --out pictures",
+        f"python {PROJECT / 'predict.py'} IMAGE --checkpoint {run}",
+        f"python {PROJECT / 'draw_embeddings.py'} --checkpoint {run} --out pictures",
     ]
     further = load_user_input(shlex.split(log[-2], comments=True)[2:])
     assert further == dataclasses.replace(args, init_from=str(result.folder))

@@ -14,13 +14,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import main_general
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress, TrainingStep, compute_gradients, train_epoch
 from resnet_lambda import build_lambda_resnet
+from run_state.ending import to_go_further
 from run_state.resumption import load_settings
 from run_state.run_folder import checkpoint_files, read_config
-from user_input import UserInput
+from user_input import UserInput, load_user_input
 
 CPU = torch.device("cpu")
 
@@ -59,6 +61,18 @@ def test_a_finished_run_is_extended_by_a_new_one_that_names_it(
     assert (began["from"], began["run"]) == (str(result.folder), read_config(result.folder)["id"])
     assert (began["epochs"], began["left_out"], began["made_anew"]) == (3, [], [])
     assert load_settings(["--resume", str(result.folder), "--epochs", "3"]).epochs == 3
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_is_to_be_typed_holds_in_the_current_folder(
+    inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT if inside else tmp_path)
+    runs = "kept" if inside else str(tmp_path / "runs")  # `runs` there is not the default
+    args = UserInput(data_dir="my photos", runs_dir=runs, stop_after=4)
+    program, script, *words = shlex.split(to_go_further(args, PROJECT / "kept" / "Lambda" / "a run"))
+    assert (program, script) == ("python", "main_general.py" if inside else str(PROJECT / "main_general.py"))
+    assert load_user_input(words) == dataclasses.replace(args, init_from="kept/Lambda/a run", stop_after=None)
 
 
 def test_an_unfinished_run_is_not_bent(
