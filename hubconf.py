@@ -12,6 +12,7 @@ from lambda_layer import LambdaLayer1d as lambda_layer_1d  # noqa: F401
 from lambda_layer import LambdaLayer3d as lambda_layer_3d  # noqa: F401
 from resnet import build_resnet as resnet  # noqa: F401
 from resnet_lambda import (  # noqa: F401
+    resnet10_lambda,
     resnet18_lambda,
     resnet26_lambda,
     resnet34_lambda,

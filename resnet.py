@@ -1,4 +1,4 @@
-"""The baseline: torchvision's own ResNet, in every depth of the paper, in 18 and 34, and with stems for small images.
+"""The baseline: torchvision's own ResNet, in every depth of the paper, in 10, 18 and 34, with stems for small images.
 
 A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(50)` and gives the same output.
 """
@@ -6,11 +6,12 @@ A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv3x3
 
 # Blocks in the stages c2 to c5 (paper; Bello et al., 2021, for 270, 350 and 420; He et al., 2016, for 18 and 34)
 DEPTHS = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     26: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -22,9 +23,43 @@ DEPTHS = {
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }
-BASIC = (18, 34)  # depths whose blocks are basic: two 3×3 convolutions; all others have bottlenecks
+BASIC = (18, 34)  # depths whose blocks are basic: two 3×3 convolutions
+POOLED = (10,)  # depths of `PooledBlock`s; all others have bottlenecks
 WIDTH = 64  # channels of stage c2's 3×3 convolutions; every later stage has twice those of the one before
 STEMS = ("imagenet", "compact", "cifar")  # the map that enters c2 is a quarter of the image's side, a half, the whole
+
+
+class PooledBlock(nn.Module):
+    """A 3×3 convolution, a max pool where the stage halves its map, and a 3×3 convolution with a shortcut around it.
+
+    What the networks have that are quickest to train on CIFAR-10 (Page, 2018; Jordan, 2024), as a block for
+    torchvision's `ResNet`. The first convolution sees the map before it is halved.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,  # and the next three: what `ResNet` gives every block, not used here
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(inplanes, planes), norm_layer(planes)
+        self.pool = nn.MaxPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.conv2, self.bn2 = conv3x3(planes, planes), norm_layer(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, inplanes, height, width) -> (b, planes, ⌈height / stride⌉, ⌈width / stride⌉)."""
+        x = self.relu(self.bn1(self.pool(self.conv1(x))))
+        return x + self.relu(self.bn2(self.conv2(x)))
 
 
 def build_resnet(
@@ -42,32 +77,36 @@ def build_resnet(
     """A ResNet: (b, 3, height, width) images -> (b, num_classes) logits.
 
     Args:
-        depth: one of `DEPTHS`; 18 and 34 have basic blocks, the others bottlenecks.
+        depth: one of `DEPTHS`; 10 has pooled blocks, 18 and 34 basic ones, the others bottlenecks.
         num_classes: number of logits.
         stem: `imagenet` (7×7 with stride 2, then a max pool with stride 2), `compact` (3×3 with stride 2, no pool) or
             `cifar` (3×3 with stride 1, no pool).
-        width: channels of stage c2's 3×3 convolutions, with the rest in proportion; the stem keeps its 64.
-        zero_init_residual: start the last batch norm of every residual branch at γ = 0 (Goyal et al., 2017).
+        width: channels of stage c2's 3×3 convolutions, with the rest in proportion; the stem keeps its 64, but has as
+            many as c2 in depth 10.
+        zero_init_residual: start the last batch norm of every residual branch at γ = 0 (Goyal et al., 2017). Pooled
+            blocks, whose branches end in a ReLU, take no notice.
         groups: groups of the 3×3 convolutions (ResNeXt: 32).
         width_per_group: channels of a group in stage c2 (wide ResNet: 128 with one group; ResNeXt-50 32×4d: 4).
         norm_layer: makes the norm of so many channels; by default `nn.BatchNorm2d`.
         replace_stride_with_dilation: for each of c3, c4 and c5, whether its stride becomes a dilation, as in
             segmentation.
 
-    Basic blocks take neither groups nor dilation.
+    Pooled and basic blocks take neither groups nor dilation.
 
     Raises:
-        ValueError: no such depth or stem, or basic blocks with what they do not take.
+        ValueError: no such depth or stem, or blocks with what they do not take.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth: {depth} is not allowed; takes one of {', '.join(map(str, DEPTHS))}")
     if stem not in STEMS:
         raise ValueError(f"stem: {stem} is not allowed; takes one of {', '.join(STEMS)}")
     dilation = list(replace_stride_with_dilation or [False] * 3)
-    if depth in BASIC and ((groups, width_per_group) != (1, 64) or any(dilation)):
-        raise ValueError(f"depth: {depth} has basic blocks, which take neither groups, width_per_group nor dilation")
-    model = (ResNet if width == WIDTH else _scaled(width))(
-        BasicBlock if depth in BASIC else Bottleneck,
+    if depth in (*POOLED, *BASIC) and ((groups, width_per_group) != (1, 64) or any(dilation)):
+        kind = "basic" if depth in BASIC else "pooled"
+        raise ValueError(f"depth: {depth} has {kind} blocks, which take neither groups, width_per_group nor dilation")
+    stem_channels = width if depth in POOLED else WIDTH
+    model = (ResNet if width == WIDTH else _scaled(width, stem_channels))(
+        PooledBlock if depth in POOLED else BasicBlock if depth in BASIC else Bottleneck,
         list(DEPTHS[depth]),
         num_classes=num_classes,
         zero_init_residual=zero_init_residual,
@@ -77,21 +116,28 @@ def build_resnet(
         replace_stride_with_dilation=dilation,
     )
     if stem != "imagenet":
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2 if stem == "compact" else 1, padding=1, bias=False)
+        stride = 2 if stem == "compact" else 1
+        model.conv1 = nn.Conv2d(3, stem_channels, kernel_size=3, stride=stride, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return model
 
 
-def _scaled(width: int) -> type[ResNet]:
-    """torchvision's ResNet with other channels than its 64, 128, 256 and 512."""
+def _scaled(width: int, stem_channels: int) -> type[ResNet]:
+    """torchvision's ResNet with other channels than its 64, 128, 256 and 512, and than its stem's 64."""
 
     class ScaledResNet(ResNet):
         def __init__(self, block: Any, layers: list[int], num_classes: int, **options: Any) -> None:
             super().__init__(block, layers, num_classes, **options)
+            if stem_channels != WIDTH:
+                self.conv1 = nn.Conv2d(3, stem_channels, kernel_size=7, stride=2, padding=3, bias=False)
+                nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+                self.bn1 = self._norm_layer(stem_channels)
             self.fc = nn.Linear(8 * width * block.expansion, num_classes)
 
         def _make_layer(self, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
+            if planes == WIDTH:  # the first of the stages, which the stem enters
+                self.inplanes = stem_channels
             return super()._make_layer(block, planes * width // WIDTH, *arguments, **options)
 
     return ScaledResNet

@@ -1,13 +1,14 @@
 """λ-ResNets: the networks of `resnet.py` with lambda layers in place of 3×3 convolutions (paper, section 4.2).
 
-A bottleneck has one of them; of a basic block's two (depths 18 and 34, not in the paper) the second makes way.
+A bottleneck has one of them; of the two of a basic or pooled block (depths 10, 18 and 34, not in the paper) the second
+makes way.
 
 A stage word says which of the stages c2 to c5 get them: `LLLL` all, `CCLL` the last two, `CCCC` none.
 
     model = resnet50_lambda(stages="CCLL", image_size=224, num_classes=1000)
     model = resnet50_lambda(image_size=32, num_classes=10, weights="weights.pt")  # torch.save(model.state_dict(), …)
 
-`resnet18_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
+`resnet10_lambda` to `resnet420_lambda`, and the ResNeXt and wide variants, stand at the end.
 """
 
 import math
@@ -78,10 +79,9 @@ def build_lambda_resnet(
     size = stage_sizes((image_size, image_size) if isinstance(image_size, int) else image_size, stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
     for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
-        strided = stage[0].conv1.stride != stage[0].conv2.stride  # either of them, by the kind of block
         if letter == "L":
             _put_lambdas(stage, size, share_embeddings, {**options, "heads": heads, "content": content})
-        size = halve(size) if strided else size
+        size = halve(size) if stage[0].stride != 1 else size
     if resnet_options.get("norm_layer") is not None:
         _put_norms(model, resnet_options["norm_layer"])
     if weights is not None:
@@ -93,7 +93,7 @@ def build_lambda_resnet(
 def _put_lambdas(stage: nn.Sequential, size: tuple[int, int], share: bool, options: dict[str, Any]) -> None:
     """Replace the second convolution, 3×3, of every block of a stage that is entered with maps of `size`."""
     shared: dict[tuple[Any, ...], nn.Parameter | None] = {}
-    if stage[0].conv1.stride != (1, 1):  # a basic block halves its map before the layer
+    if stage[0].stride != 1 and stage[0].conv2.stride == (1, 1):  # halved before the layer, by all but bottlenecks
         size = halve(size)
     largest = size
     for block in stage:
@@ -231,6 +231,7 @@ def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:
     return variant
 
 
+resnet10_lambda = _variant(10)
 resnet18_lambda = _variant(18)
 resnet26_lambda = _variant(26)
 resnet34_lambda = _variant(34)

@@ -35,8 +35,8 @@ class UserInput(Settings):
     NETWORK = Heading("the network")
     model: str = setting("lambda", choices=("lambda", "baseline"), help=
         "network: lambda layers or 3×3 convolutions in the blocks")
-    depth: int = setting(50, choices=(18, 26, 34, 50, 101, 152, 200, 270, 350, 420), help=
-        "number of layers of the ResNet; 18 and 34 have basic blocks, the others bottlenecks (study: 50)")
+    depth: int = setting(50, choices=(10, 18, 26, 34, 50, 101, 152, 200, 270, 350, 420), help=
+        "layers of the ResNet; 10 has pooled blocks, 18 and 34 basic ones, the others bottlenecks (study: 50)")
     stages: str = setting("auto", help=
         "C (convolution) or L (lambda) for each of c2 to c5, such as CCLL (paper, Table 12); auto: LLLL or CCCC")
     stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=

@@ -15,7 +15,7 @@ import resnet_lambda
 from acceleration.fast_layers import folded
 from lambda_layer import LambdaLayer
 from model_preparation import build_model
-from resnet import BASIC, DEPTHS, build_resnet, stage_sizes
+from resnet import BASIC, DEPTHS, POOLED, PooledBlock, build_resnet, stage_sizes
 from resnet_lambda import PooledLambdaLayer, build_lambda_resnet
 from user_input import UserInput
 
@@ -50,7 +50,9 @@ def test_parameter_counts_with_ten_classes() -> None:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_depth_counts_the_layers(depth: int) -> None:
     blocks = sum(DEPTHS[depth])
-    kind, layers = (BasicBlock, 2) if depth in BASIC else (Bottleneck, 3)
+    kind, layers = (Bottleneck, 3)
+    if depth in (*POOLED, *BASIC):
+        kind, layers = (PooledBlock if depth in POOLED else BasicBlock), 2
     assert abs(layers * blocks + 2 - depth) <= 2  # the paper rounds 272 to 270 and 419 to 420
     model = on_meta(depth=depth)
     assert sum(isinstance(module, kind) for module in model.modules()) == blocks
@@ -279,6 +281,38 @@ def test_a_basic_blocks_second_convolution_makes_way_at_the_halved_map(share: bo
     assert [block[0].conv1.stride for block in (model.layer1, model.layer3, model.layer4)] == [(1, 1), (2, 2), (2, 2)]
     assert len({id(layer.embedding) for layer in layers.values()}) == (3 if share else 6)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_pooled_blocks_are_what_their_parts_give_one_by_one(stem: str) -> None:
+    """Worked out by hand: 32 pixels, stem cifar; c2 has maps of 32 a side, c3 of 16, and each pool comes first."""
+    model = build_lambda_resnet(10, stages="CCLL", image_size=32, stem=stem, width=8, num_classes=3)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LambdaLayer)}
+    sides = {"imagenet": (2, 1), "cifar": (8, 4)}[stem]
+    assert {name: layer.input_size for name, layer in layers.items()} == {
+        f"layer{stage}.0.conv2": (side, side) for stage, side in zip((3, 4), sides, strict=True)
+    }
+    x = images = torch.randn(4, 3, 32, 32)
+    x = model.conv1(x)
+    assert x.shape == (4, 8, *[{"imagenet": 16, "cifar": 32}[stem]] * 2)
+    x = F.relu(F.batch_norm(x, None, None, training=True))
+    x = F.max_pool2d(x, 3, 2, 1) if stem == "imagenet" else x
+    for number, (block,) in enumerate((model.layer1, model.layer2, model.layer3, model.layer4)):
+        x = F.conv2d(x, block.conv1.weight, padding=1)
+        x = F.max_pool2d(x, 2) if number else x
+        x = F.relu(F.batch_norm(x, None, None, training=True))
+        branch = block.conv2(x) if number > 1 else F.conv2d(x, block.conv2.weight, padding=1)
+        x = x + F.relu(F.batch_norm(branch, None, None, training=True))
+    torch.testing.assert_close(model(images), model.fc(x.mean((2, 3))), atol=1e-4, rtol=1e-4)
+
+
+def test_a_pooled_block_halves_odd_maps_as_the_others_do() -> None:
+    model = build_lambda_resnet(10, stages="LLLL", image_size=(45, 34), stem="cifar", width=8, num_classes=3)
+    shapes = [layer.input_size for layer in model.modules() if isinstance(layer, LambdaLayer)]
+    assert shapes == [(45, 34), (23, 17), (12, 9), (6, 5)]
+    assert model(torch.randn(2, 3, 45, 34)).shape == (2, 3)
+    with pytest.raises(ValueError, match="depth: 10 has pooled blocks, which take neither groups"):
+        build_resnet(10, groups=2)
 
 
 def test_a_folded_basic_block_gives_the_same_logits() -> None:
