@@ -1,14 +1,13 @@
 """The end of a run: whether there is anything left to do of it, what it is called, and what to type next."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-from command_line.arguments import flags
-from command_line.paths import project_path, quoted, shown, typed
+from command_line.paths import quoted, typed
 from nntrain import EpochProgress
 from run_state.board import has_every_epoch
 from run_state.checkpoints import RunState, agree, check_state, has_best, read_checkpoint
+from run_state.resumption import to_go_further
 from run_state.run_folder import (
     CONFUSION,
     METRICS,
@@ -45,13 +44,6 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
     except Exception:  # whatever is missing or damaged is to be done again
         return None
     return (folder, state) if whole else None
-
-
-def to_go_further(args: UserInput, folder: Path) -> str:
-    """What is typed in the current folder for a run with these settings that begins with the weights of `folder`'s."""
-    further = dataclasses.replace(args, init_from=project_path(str(folder)), stop_after=None, resume=None)
-    here = {"data_dir": shown(args.data_path), "runs_dir": shown(args.runs_path), "init_from": shown(folder)}
-    return " ".join([typed("main_general.py"), *flags(further, here)])
 
 
 def network_name(args: UserInput) -> str:

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from command_line.arguments import flags
 from command_line.errors import InputError, one_line_errors
-from command_line.paths import quoted, typed
-from run_state.ending import to_go_further
+from command_line.paths import project_path, quoted, shown, typed
 from run_state.run_folder import CONFIG, checkpoint_files, find_run, group_folder, position, read_config
 from run_state.saved_settings import saved_settings
 from user_input import FREE_ON_RESUME, UserInput, default_settings, given_settings
@@ -43,6 +43,13 @@ def as_begun(args: UserInput) -> UserInput:
         return args
     folder = find_run(group_folder(args.runs_path, args.model), args.resume_path)
     return dataclasses.replace(args, precision=saved_settings(read_config(folder), folder / CONFIG).precision)
+
+
+def to_go_further(args: UserInput, folder: Path) -> str:
+    """What is typed in the current folder for a run with these settings that begins with the weights of `folder`'s."""
+    further = dataclasses.replace(args, init_from=project_path(str(folder)), stop_after=None, resume=None)
+    here = {"data_dir": shown(args.data_path), "runs_dir": shown(args.runs_path), "init_from": shown(folder)}
+    return " ".join([typed("main_general.py"), *flags(further, here)])
 
 
 def _edited(config: dict[str, Any]) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def test_files_without_weights_are_refused(content: object, says: str, tmp_path:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"depth": 20}, "depth: 20 is not allowed; takes one of 18, 26, 34, 50"),
+        ({"depth": 20}, "depth: 20 is not allowed; takes one of 10, 18, 26, 34, 50"),
         ({"depth": 18, "groups": 32}, "depth: 18 has basic blocks, which take neither groups"),
         ({"depth": 34, "replace_stride_with_dilation": (False, True, True)}, "depth: 34 has basic blocks"),
         ({"stem": "vgg"}, "stem: vgg is not allowed; takes one of imagenet, compact, cifar"),

@@ -91,7 +91,7 @@ def test_the_command_gives_the_settings_back() -> None:
         ("--bn_momentum 1.5", "bn_momentum: 1.5 is not allowed; takes a number, above 0, at most 1"),
         ("--validation_fraction 1", "validation_fraction: 1.0 is not allowed; takes a number, at least 0, below 1"),
         ("--model convolution", "model: convolution is not allowed; takes one of lambda, baseline"),
-        ("--depth 20", "depth: 20 is not allowed; takes one of 18, 26, 34, 50"),
+        ("--depth 20", "depth: 20 is not allowed; takes one of 10, 18, 26, 34, 50"),
         ("--stages CCXL", "stages: CCXL is not allowed; takes auto or four letters"),
         ("--stages CCL", "stages: CCL is not allowed; takes auto or four letters"),
         ("--model baseline --stages CCLL", "stages: CCLL has lambda stages, which model baseline has not"),

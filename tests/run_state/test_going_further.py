@@ -19,8 +19,7 @@ from main_general import RunResult, main
 from model_preparation import prepare_training
 from nntrain import EpochProgress, TrainingStep, compute_gradients, train_epoch
 from resnet_lambda import build_lambda_resnet
-from run_state.ending import to_go_further
-from run_state.resumption import load_settings
+from run_state.resumption import load_settings, to_go_further
 from run_state.run_folder import checkpoint_files, read_config
 from user_input import UserInput, load_user_input
 
