@@ -334,7 +334,7 @@ def _check_lambda_layers(args: UserInput) -> None:
 
 def _check_flips(args: UserInput) -> None:
     if args.test_flips and args.dataset in NOT_FLIPPED:
-        raise InputError(f"test_flips: a mirrored image of {args.dataset} is another one; take no-test_flips")
+        raise InputError(f"test_flips: a mirrored image of {args.dataset} is another one; take --no-test_flips")
 
 
 def _check_freeze(args: UserInput) -> None:
