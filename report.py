@@ -53,8 +53,7 @@ METHOD = """## How it was measured
 - The first interval covers what another seed changes. The second also covers other test images: 10,000 draws take test
   images with replacement, and move the mean over the seeds by the model's t distribution.
 - Runs are compared within the same data, length, device and precision only. Figures on another copy of a data set are
-  never set beside other people's. Where runs shared the machine
-  or were paused for other work, their times say little.
+  never set beside other people's. Where runs shared the machine or were paused, their times say little.
 - Evaluation mode is meant where no mode is named. Peak memory is what PyTorch held on a GPU, and the most that the
   process held on a CPU, data set included.
 """

@@ -1,4 +1,4 @@
-"""The baseline: torchvision's own ResNet, in every depth of the paper, in 10, 18 and 34, with stems for small images.
+"""The baseline: torchvision's own ResNet, in every depth of the paper, in 18 and 34, and in 10 with our block.
 
 A state dict of `torchvision.models.resnet50` loads strictly into `build_resnet(50)` and gives the same output.
 """

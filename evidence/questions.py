@@ -96,13 +96,13 @@ HALF_HOUR: dict[str, Any] = {
 }
 
 
-def half_hour(name: str, ours: int, twin: int, studys: int) -> dict[str, Variation]:
+def half_hour(ours: int, twin: int, studys: int) -> dict[str, Variation]:
     """The networks that are compared after so many epochs each, which take half an hour on the machine meant."""
     return {
-        "λ-ResNet-18, CCLL": vary(title=f"{name}_lambda", **HALF_HOUR, stages="CCLL", epochs=ours),
-        "ResNet-18": vary(title=f"{name}_twin", **HALF_HOUR, model="baseline", zero_init_residual=False, epochs=twin),
+        "λ-ResNet-18, CCLL": vary(title="laptop_lambda", **HALF_HOUR, stages="CCLL", epochs=ours),
+        "ResNet-18": vary(title="laptop_twin", **HALF_HOUR, model="baseline", zero_init_residual=False, epochs=twin),
         "ResNet-50, the study's recipe": vary(
-            title=f"{name}_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
+            title="laptop_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
         ),
     }
 
@@ -238,13 +238,7 @@ EXPERIMENTS = {
     ),
     "laptop": Experiment(
         "What does half an hour of training on two CPU cores come to? Epochs for cores with AVX2, in float32.",
-        half_hour("laptop", ours=13, twin=13, studys=6),
-        reference="ResNet-18",
-        figures=("minutes", "intervals"),
-    ),
-    "laptop_bf16": Experiment(
-        "What does half an hour of training on two CPU cores come to? Epochs for cores that compute in bf16.",
-        half_hour("laptop-bf16", ours=40, twin=40, studys=18),
+        half_hour(ours=13, twin=13, studys=6),
         reference="ResNet-18",
         figures=("minutes", "intervals"),
     ),
