@@ -81,10 +81,8 @@ BEST_NETWORKS: dict[str, dict[str, Any]] = {
     "λ-ResNet-50, CCLL": {"stages": "CCLL"},
     "λ-ResNet-50, LLLL, 7×7": {"scope": 7, "intra_depth": 4},
 }
-# What half an hour on two CPU cores is spent on: by the tries of docs/laptop.md
-HALF_HOUR: dict[str, Any] = {
-    "depth": 18,
-    "stem": "compact",
+# What half an hour on two CPU cores is spent on, by the tries of docs/laptop.md: pooled blocks, and basic ones at first
+ONE_CYCLE: dict[str, Any] = {
     "width": 32,
     "schedule": "one_cycle",
     "optimizer": "sgd",
@@ -94,15 +92,18 @@ HALF_HOUR: dict[str, Any] = {
     "normalisation": "study",
     "test_flips": True,
 }
+POOLED_BLOCKS: dict[str, Any] = {"depth": 10, "stem": "cifar", **ONE_CYCLE}
+BASIC_BLOCKS: dict[str, Any] = {"depth": 18, "stem": "compact", **ONE_CYCLE}
 
 
-def half_hour(ours: int, twin: int, studys: int) -> dict[str, Variation]:
-    """The networks that are compared after so many epochs each, which take half an hour on the machine meant."""
+def half_hour(precision: str, ours: int, twin: int, studys: int) -> dict[str, Variation]:
+    """The networks that are compared after so many epochs each, which take half an hour in this precision."""
+    title = f"laptop_{precision}"
     return {
-        "λ-ResNet-18, CCLL": vary(title="laptop_lambda", **HALF_HOUR, stages="CCLL", epochs=ours),
-        "ResNet-18": vary(title="laptop_twin", **HALF_HOUR, model="baseline", zero_init_residual=False, epochs=twin),
+        "λ-ResNet-10, CCLL": vary(title=f"{title}_lambda", **POOLED_BLOCKS, stages="CCLL", epochs=ours),
+        "ResNet-10": vary(title=f"{title}_twin", **POOLED_BLOCKS, model="baseline", epochs=twin),
         "ResNet-50, the study's recipe": vary(
-            title="laptop_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
+            title=f"{title}_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
         ),
     }
 
@@ -236,9 +237,21 @@ EXPERIMENTS = {
         reference="CCCC",
         figures=("trade_offs", "intervals"),
     ),
-    "laptop": Experiment(
-        "What does half an hour of training on two CPU cores come to? Epochs for cores with AVX2, in float32.",
-        half_hour(ours=13, twin=13, studys=6),
+    "laptop_bf16": Experiment(
+        "What does half an hour of training on two CPU cores come to? Epochs for cores that compute in bf16.",
+        half_hour("bf16", ours=21, twin=20, studys=20),
+        reference="ResNet-10",
+        figures=("minutes", "intervals"),
+    ),
+    "laptop_18": Experiment(
+        "What did half an hour come to with the first network of the laptop recipe? Epochs for AVX2, in float32.",
+        {
+            "λ-ResNet-18, CCLL": vary(title="laptop_lambda", **BASIC_BLOCKS, stages="CCLL", epochs=13),
+            "ResNet-18": vary(
+                title="laptop_twin", **BASIC_BLOCKS, model="baseline", zero_init_residual=False, epochs=13
+            ),
+        },
+        seeds=(0, 1),
         reference="ResNet-18",
         figures=("minutes", "intervals"),
     ),
