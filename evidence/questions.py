@@ -255,6 +255,16 @@ EXPERIMENTS = {
         reference="ResNet-18",
         figures=("minutes", "intervals"),
     ),
+    "digits": Experiment(
+        "Do the networks learn the digits as well in bf16 as in float32? To be run in both precisions.",
+        {
+            "ResNet-50": vary(title="digits_baseline", model="baseline", epochs=5),
+            "λ-ResNet-50": vary(title="digits_lambda", epochs=5),
+        },
+        seeds=(0, 1, 2, 3, 4),
+        reference="ResNet-50",
+        figures=("intervals",),
+    ),
     "best_tuning": Experiment(
         "Which learning rate do the candidates for `best` take? Chosen on a tenth of the training images.",
         {
