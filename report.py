@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from command_line.paths import PROJECT
-from evidence import conclusions, own_runs, sources, tables
+from evidence import conclusions, own_runs, precisions, sources, tables
 from evidence.analysis import Answer, Network
 from evidence.drawings import draw
 from evidence.estimates import estimated
@@ -40,20 +40,24 @@ Written by `python report.py` out of the logs under `results/logs/`; only the wo
 """
 METHOD = """## How it was measured
 
-- Every run that was started is here, and what became of it. Nothing was chosen on test images: top-1 is that of the
-  last epoch, or the mean of the last epochs that the text names; where a setting was chosen, a tenth of the training
-  images was held back for it.
+- Every run that was started is here, and what became of it. Nothing was chosen on test images here: top-1 is that of
+  the last epoch, or the mean of the last epochs that the text names; where a setting was chosen, a tenth of the
+  training images was held back for it. The learning rate of the stages is the study's, which chose it on test images
+  (its Figure 10).
 - *a ± s (n)* is the mean over n seeds and their sample standard deviation. One seed has no standard deviation.
 - Differences are in percentage points of top-1, within a seed: the runs of a seed see the same images in the same order
   and share most of their first weights. The model is arm + seed + residual by least squares, its residual pooled over
   the networks and test modes that are compared; intervals and p-values are by Student's t. With two networks it is the
-  paired t-test. An analysis takes the seeds that all its networks have done.
+  paired t-test. With more, a second table has each comparison's own paired t-test, which does not take the residual for
+  alike in all of them. An analysis takes the seeds that all its networks have done.
 - p-values on test images are Holm's over all comparisons of an experiment. A difference is called higher or lower where
-  that is below 0.05, else not told apart, which does not mean equal: for that there are two one-sided tests.
+  that is below 0.05, else not told apart, which does not mean equal: for that there are two one-sided tests. Intervals
+  are of one comparison each, so one that does not hold 0 may stand beside a difference that is not told apart.
 - The first interval covers what another seed changes. The second also covers other test images: 10,000 draws take test
-  images with replacement, and move the mean over the seeds by the model's t distribution.
-- Runs are compared within the same data, length, device and precision only. Figures on another copy of a data set are
-  never set beside other people's. Where runs shared the machine or were paused, their times say little.
+  images with replacement, and the mean over the seeds is spread by the model's t distribution.
+- Networks are compared within the same data, length, device and precision only. Figures on another copy of a data set
+  are never set beside other people's. Times are medians over the epochs, so that pauses do not count; where a run
+  shared the machine with other work, they say little.
 - Evaluation mode is meant where no mode is named. Peak memory is what PyTorch held on a GPU, and the most that the
   process held on a CPU, data set included.
 """
@@ -75,7 +79,7 @@ def write_report(root: Path, target: Path, words: str) -> tuple[str, Remarks]:
         parts.append(f"## {chapter.title}\n")
         parts += [section(answer, folder) for answer in answers[chapter.folder]]
         parts += [other_runs(chapter), "### Runs\n", tables.runs(chapter)]
-    parts += [not_run(chapters, root), sources.text(), oddities(remarks)]
+    parts += [precisions.text(chapters), not_run(chapters, root), sources.text(), oddities(remarks)]
     text = "\n".join(part for part in parts if part)
     (target / RESULTS).write_text(text, encoding="utf-8")
     return text, remarks
@@ -109,8 +113,8 @@ def section(answer: Answer, folder: Path) -> str:
         parts.append(tables.choices(answer))
     else:
         parts += [counted(answer), *([tables.results(answer), tables.each_seed(answer)] if answer.epochs else [])]
-        parts += [tables.differences(answer, "test"), tables.verdicts(answer), tables.equivalences(answer.test)]
-        parts += [tables.differences(answer, "train"), tables.sample_size(answer)]
+        parts += [tables.differences(answer, "test"), tables.verdicts(answer), tables.by_themselves(answer)]
+        parts += [tables.equivalences(answer.test), tables.differences(answer, "train"), tables.sample_size(answer)]
     parts += draw(answer, folder, FIGURES)
     parts.append(tables.times(answer))
     if not experiment.figures:

@@ -70,10 +70,10 @@ class Network:
         found = {record.seed: self.endpoint(record, key) for record in self.done}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def means(self, key: str) -> list[float]:
-        """A figure's mean over all epochs of each run that is done and has it."""
+    def medians(self, key: str) -> list[float]:
+        """A figure's median over all epochs of each run that is done and has it: a pause in one does not count."""
         return [
-            statistics.mean(row[key] for row in record.rows)
+            statistics.median(row[key] for row in record.rows)
             for record in self.done
             if all(key in row for row in record.rows)
         ]
@@ -140,8 +140,13 @@ class Answer:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """The networks in the modes that they are compared in: the arms of the model."""
+        """The networks in the modes that they are compared in."""
         return list(dict.fromkeys(c for comparison in self.experiment.comparisons for c in comparison.weights))
+
+    @property
+    def arms(self) -> int:
+        """Of the model: a network that stands in two modes is one (`beside_reference`)."""
+        return len({label for label, _ in self.columns})
 
     @cached_property
     def test(self) -> list[Finding]:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 from command_line.errors import InputError
 from evidence.analysis import Answer, Finding
-from evidence.contrasts import deviation_interval, equivalence, seeds_for
+from evidence.contrasts import deviation_interval, equivalence
 from evidence.predictions import TOP1
 from evidence.questions import EVALUATION, TRAINING_MODE
 from evidence.sources import R, S, study_mean
-from evidence.tables import interval, mean_and_deviation, probability, signed, spans
+from evidence.tables import interval, mean_and_deviation, probability, seeds_needed, signed, spans
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 CODE = re.compile(r"`[^`]*`")
@@ -46,7 +46,8 @@ def _of_network(answer: Answer, label: str) -> Figures:
     keys = {"top1": TOP1[EVALUATION], "top1_training_mode": TOP1[TRAINING_MODE], "train_top1": "train_top1"}
     values = {name: list(network.endpoints(key).values()) if network else [] for name, key in keys.items()}
     found: Figures = {name: mean_and_deviation(one) if one else None for name, one in values.items()}
-    speed = network.means("images_per_second") if network else []
+    found |= {f"{name}.mean": f"{statistics.mean(one):.2f}" if one else None for name, one in values.items()}
+    speed = network.medians("images_per_second") if network else []
     return {
         f"{label}.{name}": figure
         for name, figure in {
@@ -71,6 +72,9 @@ def _of_comparison(answer: Answer, one: Finding, part: str, name: str) -> Figure
     }
     if part == "test":
         texts["with_new_images"] = interval(one.with_images) if interval(one.with_images) != "–" else None
+        alone = found.by_itself if found and known else None
+        texts["by_itself.interval"] = interval(alone.interval()) if alone else None
+        texts["by_itself.p"] = probability(alone.p) if alone else None
     if part == "test" and (margin := one.comparison.margin) is not None:
         texts["margin"] = f"{margin:g}" if found else None
         texts["equivalence_p"] = probability(equivalence(found, margin)) if found and known else None
@@ -81,13 +85,13 @@ def _of_spread(answer: Answer) -> Figures:
     known = [one.estimate for one in answer.test if one.estimate and one.estimate.known]
     if not known:
         return dict.fromkeys(("deviation", "deviation_interval", "seeds_for_1_point", "seeds_for_half_a_point"))
-    best, arms = max(known, key=lambda found: found.freedom), len(answer.columns)
+    best = max(known, key=lambda found: found.freedom)
     low, high = deviation_interval(best.deviation, best.freedom)
     return {
         "deviation": f"{best.deviation:.2f}",
         "deviation_interval": f"{low:.2f} to {high:.2f}",
-        "seeds_for_1_point": str(seeds_for(1.0, best.deviation, arms)),
-        "seeds_for_half_a_point": str(seeds_for(0.5, best.deviation, arms)),
+        "seeds_for_1_point": seeds_needed(1.0, best.deviation, answer.arms),
+        "seeds_for_half_a_point": seeds_needed(0.5, best.deviation, answer.arms),
     }
 
 

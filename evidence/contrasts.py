@@ -19,12 +19,12 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 Arm = TypeVar("Arm", bound=Hashable)
 CONFIDENCE, POWER = 0.95, 0.8
 DRAWS = 10_000
-MOST_SEEDS = 1000
+MOST_SEEDS = 1000  # that are looked through
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ class Estimate:
             return math.nan, math.nan
         half = float(stats.t.ppf((1.0 + confidence) / 2.0, self.freedom)) * self.error
         return self.points - half, self.points + half
+
+    @property
+    def by_itself(self) -> "Estimate | None":
+        """The paired t-test of this contrast, whose residual is pooled with no other arm's; None of no seed."""
+        values = {"contrast": self.each, "nothing": dict.fromkeys(self.each, 0.0)}
+        return estimate(values, {"contrast": 1.0, "nothing": -1.0})
 
 
 def estimate(values: Mapping[Arm, Mapping[int, float]], weights: Mapping[Arm, float]) -> Estimate | None:
@@ -86,10 +92,7 @@ def estimate(values: Mapping[Arm, Mapping[int, float]], weights: Mapping[Arm, fl
     )
 
 
-Column = tuple[str, str]  # a network, and the mode that it is tested in
-
-
-def beside_reference(values: Mapping[Column, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+def beside_reference(values: Mapping[tuple[str, str], Mapping[int, float]]) -> dict[str, dict[int, float]]:
     """Of each network its values less the reference's in the same mode; the reference's own are 0.
 
     The reference is the network that stands in both modes, with the same weights and nearly the same values. As two
@@ -107,8 +110,10 @@ def beside_reference(values: Mapping[Column, Mapping[int, float]]) -> dict[str, 
     return found
 
 
-def estimate_in_modes(values: Mapping[Column, Mapping[int, float]], weights: Mapping[Column, float]) -> Estimate | None:
-    """As `estimate`, of networks in the modes that they are tested in, of which one may stand in two."""
+def estimate_in_modes(
+    values: Mapping[tuple[str, str], Mapping[int, float]], weights: Mapping[tuple[str, str], float]
+) -> Estimate | None:
+    """As `estimate`, of (network, mode that it is tested in); one network may stand in two modes."""
     if len({label for label, _ in values}) == len(values):
         return estimate(values, weights)
     of_labels: dict[str, float] = {}
@@ -130,8 +135,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def with_new_images(found: Estimate, of_images: NDArray[np.float64]) -> tuple[float, float]:
     """95 % interval of the contrast that also covers other test images: a bootstrap over seeds and images.
 
-    Each draw takes as many test images with replacement, each with its runs together, and moves the mean over the seeds
-    by a draw from the model's t distribution: two to five seeds drawn with replacement would vary too little.
+    Each draw takes as many test images with replacement, each with its runs together, and spreads the mean over the
+    seeds by the model's t distribution: two to five seeds drawn with replacement would vary too little.
 
     Args:
         of_images: (n,) the contrast on each test image, mean over the seeds, in points: its mean is `found.points`.
@@ -141,9 +146,16 @@ def with_new_images(found: Estimate, of_images: NDArray[np.float64]) -> tuple[fl
     generator = np.random.default_rng(0)
     numbers, counts = np.unique(of_images.round(9), return_counts=True)
     drawn = generator.multinomial(len(of_images), counts / len(of_images), size=DRAWS) @ numbers / len(of_images)
-    moved = drawn + found.error * generator.standard_t(found.freedom, size=DRAWS)
-    low, high = np.quantile(moved, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0])
-    return float(low), float(high)
+
+    def excess(points: float, share: float) -> float:
+        """How much more than this share of the mixture of all draws' t distributions lies below so many points."""
+        return float(stats.t.cdf((points - drawn) / found.error, found.freedom).mean()) - share
+
+    def bound(share: float) -> float:
+        reach = found.error * stats.t.ppf(share, found.freedom)
+        return float(optimize.brentq(excess, drawn.min() + reach - 1.0, drawn.max() + reach + 1.0, args=(share,)))
+
+    return bound((1.0 - CONFIDENCE) / 2.0), bound((1.0 + CONFIDENCE) / 2.0)
 
 
 def equivalence(found: Estimate, margin: float) -> float:
@@ -157,25 +169,24 @@ def equivalence(found: Estimate, margin: float) -> float:
 # ------------------------------------------------------------------------------------------ how many seeds it takes
 
 
-def power(points: float, deviation: float, seeds: int, arms: int, squares: float = 2.0) -> float:
-    """Power of the two-sided t-test to tell a contrast of so many points from 0: by the noncentral t.
+def power(points: float, deviation: float, seeds: int, arms: int) -> float:
+    """Power of the two-sided t-test to tell a difference of two arms of so many points from 0: by the noncentral t.
 
     Args:
         deviation: of the residual.
         arms: of the model, from which the residual is pooled.
-        squares: of the weights in the contrast, summed: 2 for a difference of two arms, 4 for one of two differences.
     """
     freedom = (arms - 1) * (seeds - 1)
-    shift = points / (deviation * math.sqrt(squares / seeds))
+    shift = points / (deviation * math.sqrt(2.0 / seeds))
     reach = stats.t.ppf((1.0 + CONFIDENCE) / 2.0, freedom)
     # beyond this the other tail is nought, and SciPy's series for it may fail
     other_tail = stats.nct.cdf(-reach, freedom, shift) if shift < 5.0 else 0.0
     return float(stats.nct.sf(reach, freedom, shift) + other_tail)
 
 
-def seeds_for(points: float, deviation: float, arms: int) -> int:
-    """The fewest seeds that tell two arms apart at 80 % power, two at the least; at most `MOST_SEEDS`."""
-    return next((n for n in range(2, MOST_SEEDS) if power(points, deviation, n, arms) >= POWER), MOST_SEEDS)
+def seeds_for(points: float, deviation: float, arms: int) -> int | None:
+    """The fewest seeds that tell two arms apart at 80 % power, two at the least; None: more than `MOST_SEEDS`."""
+    return next((n for n in range(2, MOST_SEEDS + 1) if power(points, deviation, n, arms) >= POWER), None)
 
 
 def deviation_interval(deviation: float, freedom: int) -> tuple[float, float]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from evidence import figures
 from evidence.analysis import Answer, Finding
 from evidence.contrasts import Estimate
-from evidence.figures import COLOURS, Curve, Interval, Row
+from evidence.figures import COLOURS, Curve, Interval, Look, Row
 from evidence.predictions import TOP1
 from evidence.questions import EVALUATION, TRAINING_MODE, Comparison
 from evidence.sources import STUDYS_RUNS, R, S, study_curve
 
-THE_STUDY, DIFFERENCE = "the study's {}, one run", "λ − R"
+THE_STUDY, S_LESS_R = "the study's {}, one run", "λ − R"
+ARMS = dict(zip("RSL", COLOURS, strict=False))  # each has its colour in all stages
 NAN = float("nan")
 
 
@@ -42,21 +43,24 @@ def _curves(answer: Answer, place: str, path: Path) -> str:
     if not last:
         return ""
     colours = dict(zip(answer.experiment.variations, COLOURS, strict=False))
+    colours |= {label: colour for label, colour in ARMS.items() if label in colours}
     rows: list[Row] = [("top-1 (%)", _both(lambda part: _levels(answer, part, "top1")), {})]
     pairs = [comparison for comparison in answer.experiment.comparisons if comparison.less is None]
-    colours |= {comparison.title: colours[comparison.ours] for comparison in pairs}
+    looks: dict[str, Look] = {label: (colour, "-") for label, colour in colours.items()}
+    looks |= {_in_training_mode(label): (colour, ":") for label, colour in colours.items()}
+    looks |= {comparison.title: (colours[comparison.ours], "-") for comparison in pairs}
     differences = _both(lambda part: _differences(answer, pairs, part))
     if any(differences.values()):
-        rows.append((figures.DIFFERENCE, differences, {}))
+        rows.append((figures.POINTS_APART, differences, {}))
     if answer.repeats:
-        names = {network: THE_STUDY.format(network) for network in (R, S, DIFFERENCE)}
-        colours |= {names[run]: colours[label] for label, run in STUDYS_RUNS.items() if label in colours}
-        colours[names[DIFFERENCE]] = "black"
+        names = {network: THE_STUDY.format(network) for network in (R, S, S_LESS_R)}
+        looks |= {names[run]: (colours[label], "--") for label, run in STUDYS_RUNS.items() if label in colours}
+        looks[names[S_LESS_R]] = ("black", "--")
         studys = _both(lambda part: {names[n]: _plain(study_curve(n, part)[:last]) for n in (R, S)})
-        of_study = _both(lambda part: {names[DIFFERENCE]: _studys_difference(part, last)})
+        of_study = _both(lambda part: {names[S_LESS_R]: _studys_difference(part, last)})
         rows = [(label, ours, one) for (label, ours, _), one in zip(rows, (studys, of_study), strict=False)]
     rows.append(("loss", _both(lambda part: _levels(answer, part, "loss")), {}))
-    return figures.curves(rows, colours, place, path)
+    return figures.curves(rows, looks, place, path)
 
 
 def _both(of_part: Callable[[str], dict[str, Curve]]) -> dict[str, dict[str, Curve]]:
@@ -74,19 +78,20 @@ def _studys_difference(part: str, last: int) -> Curve:
 
 
 def _levels(answer: Answer, part: str, what: str) -> dict[str, Curve]:
-    """The networks' own curves: on the test images in the mode in which they are first compared, else in evaluation."""
+    """The networks' own curves, on the test images in each mode in which they are compared, else in evaluation mode."""
     found = {}
     for label, network in answer.networks.items():
-        key = f"{part}_{what}"
-        if part == "test" and (label, EVALUATION) not in answer.columns and (label, TRAINING_MODE) in answer.columns:
-            key += f"_{TRAINING_MODE}"
-        values, epoch = [], 1
-        while at := network.at(epoch, key):
-            values.append(list(at.values()))
-            epoch += 1
-        if values:
-            found[label] = figures.curve(values)
+        modes = {mode for one, mode in answer.columns if one == label and part == "test"} or {EVALUATION}
+        names = {label: f"{part}_{what}", _in_training_mode(label): f"{part}_{what}_{TRAINING_MODE}"}
+        for (name, key), mode in zip(names.items(), (EVALUATION, TRAINING_MODE), strict=True):
+            values = list(itertools.takewhile(bool, (network.at(epoch, key) for epoch in itertools.count(1))))
+            if mode in modes and values:
+                found[name] = figures.curve([list(at.values()) for at in values])
     return found
+
+
+def _in_training_mode(label: str) -> str:
+    return f"{label}, training mode"
 
 
 def _plain(values: Sequence[float]) -> Curve:
@@ -104,7 +109,8 @@ def _intervals(answer: Answer, place: str, path: Path) -> str:
     """What `tables.differences` has, drawn."""
     panels = {}
     for title, part, findings in (("top-1 test", "test", answer.test), ("top-1 training", "train", answer.training)):
-        rows = {one.comparison.title: _interval(answer, one, part) for one in findings if one.estimate}
+        known = [one for one in findings if one.estimate and one.estimate.known]
+        rows = {one.comparison.title: _interval(answer, one, part) for one in known}
         if rows:
             panels[title] = rows
     return figures.intervals(panels, place, path) if panels else ""
@@ -113,8 +119,8 @@ def _intervals(answer: Answer, place: str, path: Path) -> str:
 def _interval(answer: Answer, one: Finding, part: str) -> Interval:
     found = one.estimate
     assert found is not None
-    studys = answer.studys(one.comparison, part)
-    return Interval(found.points, *found.interval(), *one.with_images, list(found.each.values()), studys)
+    told_apart, studys = one.verdict in ("higher", "lower"), answer.studys(one.comparison, part)
+    return Interval(found.points, *found.interval(), *one.with_images, list(found.each.values()), told_apart, studys)
 
 
 def _rates(answer: Answer, place: str, path: Path) -> str:
@@ -130,11 +136,11 @@ def _trade_offs(answer: Answer, place: str, path: Path) -> str:
     points = {
         label: {
             "top1": list(network.endpoints(TOP1[EVALUATION]).values()),
-            "images_per_second": statistics.mean(network.means("images_per_second")),
+            "images_per_second": statistics.mean(network.medians("images_per_second")),
             "parameters": network.parameters,
         }
         for label, network in answer.networks.items()
-        if network.done and network.means("images_per_second")
+        if network.done and network.medians("images_per_second")
     }
     return figures.trade_offs(points, place, path) if points else ""
 
@@ -154,17 +160,18 @@ def _minutes(answer: Answer, place: str, path: Path) -> str:
 DRAWERS: dict[str, tuple[str, Callable[[Answer, str, Path], str]]] = {
     "curves": (
         "Epoch by epoch: top-1 and loss, mean over the runs with a band of one standard deviation; differences within "
-        "a seed, with a band of their 95 % interval",
+        "a seed, with a band of their 95 % interval, which may reach beyond the panel. Tests are in evaluation mode, "
+        "or in training mode where a name says so; the study tested in training mode",
         _curves,
     ),
     "intervals": (
         "Differences within a seed: each seed (small dots), their mean, its 95 % interval (thick) and that which "
-        "covers other test images too (thin); grey where the thick one holds 0; the study's own as a diamond",
+        "covers other test images too (thin); grey where it is not told apart from 0; the study's own as a diamond",
         _intervals,
     ),
     "minutes": (
-        "Top-1 on the test images against the minutes of training (tests not counted), mean over the runs with a band "
-        "of one standard deviation",
+        "Top-1 on the test images against the minutes of training (tests not counted), both in the mean over the runs, "
+        "top-1 with a band of one standard deviation",
         _minutes,
     ),
     "rates": (

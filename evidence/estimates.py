@@ -117,7 +117,7 @@ def estimate(run: Run, device: torch.device) -> float:
     """Seconds of an epoch: as its logs have it, or from a few measured steps; nan where memory does not suffice."""
     record = run.record()
     if record and record.rows:
-        return statistics.mean(row["train_seconds"] + row["test_seconds"] for row in record.rows)
+        return statistics.median(row["train_seconds"] + row["test_seconds"] for row in record.rows)
     try:
         return measure_epoch(run, device)
     except torch.OutOfMemoryError:
@@ -170,4 +170,4 @@ def estimated(folder: Path, experiment: Experiment, labels: Iterable[str] = ()) 
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: `--dry-run` makes it anew
         return ""
     at_once = f", {jobs} runs at once" if jobs > 1 else ""
-    return "" if math.isnan(hours) else f"{hours:,.1f} h on {device}{at_once}"
+    return "" if math.isnan(hours) else f"{float(f'{hours:.2g}'):,g} h on {device}{at_once}"

@@ -19,9 +19,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
-DIFFERENCE = "difference within a seed (points)"
+POINTS_APART = "difference within a seed (points)"
+SPIKES = 20.0  # a loss that reaches so many times its median is drawn on a logarithmic axis
 GREY = "#888888"
+# Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "osD^vP*X<>"
@@ -96,27 +97,35 @@ def curve(values: list[list[float]]) -> Curve:
     return Curve([mean for mean, _ in pairs], low, high, [len(runs) for runs in values])
 
 
-# A row of panels: what its axis says, and for each of test and training the curves by name; a dashed one is the study's
+Look = tuple[str, str]  # colour and style of a line
+# A row of panels: what its axis says, and for each of test and training the curves by name, ours and the study's
 Row = tuple[str, dict[str, dict[str, Curve]], dict[str, dict[str, Curve]]]
 
 
 @matplotlib.rc_context(STYLE)
-def curves(rows: list[Row], colours: dict[str, str], place: str, path: Path) -> str:
-    """Panels of test (left) and training (right), ours with bands, the study's dashed.
+def curves(rows: list[Row], looks: dict[str, Look], place: str, path: Path) -> str:
+    """Panels of test (left) and training (right), ours with bands, the study's thin.
 
     Args:
         rows: (label of the axis, ours, the study's); both {`test` or `train`: {name: curve}}.
-        colours: of every name.
+        looks: of every name.
     """
     figure, panels = plt.subplots(len(rows), 2, figsize=(10, 3.2 * len(rows)), squeeze=False, sharex=True)
     for (label, ours, studys), pair in zip(rows, panels, strict=True):
         for part, axes in zip(("test", "train"), pair, strict=True):
             for name, one in ours.get(part, {}).items():
-                _band(axes, one, colours[name], f"{name} ({one.counts})")
+                _band(axes, one, looks[name], f"{name} ({one.counts})")
             for name, one in studys.get(part, {}).items():
-                axes.plot(range(1, len(one.means) + 1), one.means, "--", color=colours[name], linewidth=1, label=name)
-            if label == DIFFERENCE:
+                colour, line = looks[name]
+                axes.plot(range(1, len(one.means) + 1), one.means, line, color=colour, linewidth=1, label=name)
+            means = [mean for one in (ours.get(part, {}) | studys.get(part, {})).values() for mean in one.means]
+            if label == POINTS_APART:
                 axes.axhline(0.0, color="black", linewidth=0.8)
+                low, high = min(means, default=0.0), max(means, default=0.0)
+                room = high - low or 1.0  # for bands: the widest would hide the curves
+                axes.set_ylim(low - room, high + room)
+            elif means and max(means) > SPIKES * statistics.median(means):
+                axes.set_yscale("log")
             axes.set_title("test images" if part == "test" else "training images", fontsize=9)
         pair[0].set_ylabel(label)
         pair[0].legend(fontsize=7)
@@ -133,10 +142,11 @@ def _plain(parts: dict[str, dict[str, Curve]]) -> dict[str, dict[str, list[list[
     }
 
 
-def _band(axes: Axes, one: Curve, colour: str, label: str, at: Sequence[float] = ()) -> None:
+def _band(axes: Axes, one: Curve, look: Look, label: str, at: Sequence[float] = ()) -> None:
     """A curve over the epochs, or over what stands in their place in `at`."""
-    places = at or range(1, len(one.means) + 1)
-    axes.plot(places, one.means, color=colour, label=label, marker="o" if len(one.means) < 15 else None, markersize=3)
+    places, (colour, line) = at or range(1, len(one.means) + 1), look
+    marker = "o" if len(one.means) < 15 else None
+    axes.plot(places, one.means, line, color=colour, label=label, marker=marker, markersize=3)
     axes.fill_between(places, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
 
 
@@ -149,7 +159,7 @@ def against_minutes(networks: dict[str, tuple[list[float], Curve]], place: str, 
     """
     figure, axes = plt.subplots(figsize=(7, 4))
     for (label, (minutes, one)), colour in zip(networks.items(), COLOURS, strict=False):
-        _band(axes, one, colour, f"{label}: {one.means[-1]:.1f} % ({one.counts})", minutes)
+        _band(axes, one, (colour, "-"), f"{label}: {one.means[-1]:.1f} % ({one.counts})", minutes)
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("top-1 on the test images (%)")
     axes.set_xlim(left=0)
@@ -168,23 +178,20 @@ class Interval:
     wide_low: float  # that which covers other test images too
     wide_high: float
     each: list[float]  # seed by seed
+    told_apart: bool  # by its corrected p-value
     studys: float | None = None
-
-    @property
-    def holds_nought(self) -> bool:
-        return not (self.low > 0.0 or self.high < 0.0)
 
 
 @matplotlib.rc_context(STYLE)
 def intervals(panels: dict[str, dict[str, Interval]], place: str, path: Path) -> str:
-    """{endpoint: {comparison: its interval}}: grey where it holds 0, blue above, vermilion below."""
+    """{endpoint: {comparison: its interval}}: blue above 0, vermilion below, grey where not told apart."""
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
     figure, found = plt.subplots(1, len(panels), figsize=(10, 0.45 * len(names) + 1.7), squeeze=False, sharey="row")
     for axes, (title, rows) in zip(found[0], panels.items(), strict=True):
         for name, one in rows.items():
             row = names.index(name)
-            colour = GREY if one.holds_nought else BLUE if one.low > 0.0 else VERMILION
-            axes.plot([one.wide_low, one.wide_high], [row, row], color=colour, linewidth=1, alpha=0.6)
+            colour = GREY if not one.told_apart else BLUE if one.points > 0.0 else VERMILION
+            axes.plot([one.wide_low, one.wide_high], [row, row], "|-", color=colour, linewidth=1, markersize=9)
             axes.plot([one.low, one.high], [row, row], color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
             axes.plot(one.each, [row - 0.22] * len(one.each), ".", color=colour, markersize=4, alpha=0.8)
             axes.plot([one.points], [row], "o", color=colour, markersize=5)

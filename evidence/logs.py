@@ -26,6 +26,7 @@ NEEDED_OF_RUN = {
     "data": ("train_images", "test_images"),
 }
 NOT_FINITE = "not finite"
+BLOWN_UP = 10.0  # times its test loss in training mode, a network has in evaluation mode
 Remarks = list[str]
 
 
@@ -107,6 +108,7 @@ def _read(folder: Path, remarks: Remarks, root: Path) -> Record | None:
     if failure is None and (place := _not_finite(rows)):
         remarks.append(f"{folder.relative_to(root)} counts as not finite: {place}")
         failure = {"kind": NOT_FINITE, "message": place}
+    remarks += [f"{folder.relative_to(root)}: {text}" for text in _blown_up(rows)]
     return Record(path, config, rows, failure)
 
 
@@ -169,6 +171,16 @@ def _not_finite(rows: list[dict[str, Any]]) -> str:
             if isinstance(value, float) and not math.isfinite(value):
                 return f"{key} of epoch {row['epoch']} is {value}"
     return ""
+
+
+def _blown_up(rows: list[dict[str, Any]]) -> list[str]:
+    """The epochs after which running statistics of batch norm fit the weights so badly that the test loss shows it."""
+    return [
+        f"after epoch {row['epoch']}, its test loss is {row['test_loss']:.3g} in evaluation mode and "
+        f"{row['test_loss_training_mode']:.3g} in training mode"
+        for row in rows
+        if row["test_loss"] > BLOWN_UP * row.get("test_loss_training_mode", math.inf)
+    ]
 
 
 def _check_place(record: Record, folder: Path, root: Path) -> None:

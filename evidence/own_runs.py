@@ -64,10 +64,11 @@ class OwnRun:
         return self.rows[-1]["test_top1"]
 
     @property
-    def best(self) -> dict[str, Any]:
-        """The epoch that did best on the validation images, or where there are none on those of the test."""
-        key = "validation_top1" if "validation_top1" in self.rows[-1] else "test_top1"
-        return max(self.rows, key=lambda row: row.get(key, 0.0))
+    def best(self) -> dict[str, Any] | None:
+        """The epoch that did best on the validation images; None without any: test images choose nothing."""
+        if "validation_top1" not in self.rows[-1]:
+            return None
+        return max(self.rows, key=lambda row: row.get("validation_top1", 0.0))
 
     @property
     def seconds(self) -> float:
@@ -133,7 +134,7 @@ def as_markdown(runs: Sequence[OwnRun]) -> str:
         [run.network, run.data, _words(run, names), str(run.args.seed), _top1(run), _best(run), duration(run.seconds)]
         for run in ordered(runs)
     ]
-    head = ["network", "data", "settings that differ", "seed", "top-1 test (%)", "best (%)", "time"]
+    head = ["network", "data", "settings that differ", "seed", "top-1 test (%)", "best by validation (%)", "time"]
     parts = [table(head, rows)]
     for together in by_conditions(runs):
         parts += [means(together), comparisons(together)]
@@ -150,8 +151,9 @@ def as_csv(runs: Sequence[OwnRun]) -> str:
     for run in ordered(runs):
         last, best = run.rows[-1], run.best
         row = [run.folder, run.network, run.data, *run.settings(names).values(), run.args.seed, len(run.rows)]
-        row += [run.args.epochs, last["test_top1"], last.get("test_top5", ""), last["test_loss"], best["epoch"]]
-        row += [best["test_top1"], round(run.seconds, 1), run.config.get("parameters", "")]
+        row += [run.args.epochs, last["test_top1"], last.get("test_top5", ""), last["test_loss"]]
+        row += [best["epoch"], best["test_top1"]] if best else ["", ""]
+        row += [round(run.seconds, 1), run.config.get("parameters", "")]
         writer.writerow([*row, run.config["device"], run.config["precision"]])
     return text.getvalue()
 
@@ -175,8 +177,7 @@ def _top1(run: OwnRun) -> str:
 
 def _best(run: OwnRun) -> str:
     best = run.best
-    judge = ", by validation" if "validation_top1" in best else ""
-    return f"{best['test_top1']:.2f} (epoch {best['epoch']}{judge})"
+    return f"{best['test_top1']:.2f} (epoch {best['epoch']})" if best else "–"
 
 
 # ------------------------------------------------------------------------------------------------------ with seeds

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -13,9 +12,11 @@ from tqdm import tqdm
 from acceleration.distributed import hide_bar
 from command_line.paths import shown
 from evidence.runs import OUTPUT, Conditions, Run, work
-from run_state.interruption import StopRequest
+from run_state.interruption import SIGNALS, StopRequest
 
 PATIENCE = 0.5  # seconds between two looks at whether a stop is wished
+# by a signal that asks for it, whether the run had time to write a checkpoint or not
+STOPPED = {code for wish in SIGNALS for code in (128 + wish, -wish)}
 
 
 def carry_out_all(runs: dict[Run, str], conditions: Conditions, jobs: int, keep_checkpoints: bool) -> int:
@@ -71,7 +72,7 @@ def ended(run: Run, process: BaseProcess) -> bool:
     if record and record.failure:
         say(f"{run.label}: {record.failure['kind']}: {record.failure['message']}")
         return True
-    if process.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM):
+    if process.exitcode in STOPPED:
         return True
     lines = (run.folder / OUTPUT).read_text(encoding="utf-8").strip().splitlines()
     last = lines[-1] if lines else "nothing was printed"

@@ -100,9 +100,9 @@ def half_hour(precision: str, ours: int, twin: int, studys: int) -> dict[str, Va
     """The networks that are compared after so many epochs each, which take half an hour in this precision."""
     title = f"laptop_{precision}"
     return {
-        "λ-ResNet-10, CCLL": vary(title=f"{title}_lambda", **POOLED_BLOCKS, stages="CCLL", epochs=ours),
         "ResNet-10": vary(title=f"{title}_twin", **POOLED_BLOCKS, model="baseline", epochs=twin),
-        "ResNet-50, the study's recipe": vary(
+        "λ-ResNet-10, CCLL": vary(title=f"{title}_lambda", **POOLED_BLOCKS, stages="CCLL", epochs=ours),
+        "ResNet-50, the study's optimizer": vary(
             title=f"{title}_resnet-50", model="baseline", schedule="step", normalisation="study", epochs=studys
         ),
     }
@@ -256,7 +256,7 @@ EXPERIMENTS = {
         figures=("minutes", "intervals"),
     ),
     "digits": Experiment(
-        "Do the networks learn the digits as well in bf16 as in float32? To be run in both precisions.",
+        "Do the networks learn the digits as well in bf16 as in float32? It is run in both precisions.",
         {
             "ResNet-50": vary(title="digits_baseline", model="baseline", epochs=5),
             "λ-ResNet-50": vary(title="digits_lambda", epochs=5),

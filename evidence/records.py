@@ -50,17 +50,18 @@ class Record:
 
 
 def read_record(folder: Path) -> Record | None:
-    """What lies in a run's folder `…/seed-<n>`; None where it was never begun.
+    """What lies in a run's folder `…/seed-<n>`, the run that was begun first; None where none was.
 
     Raises:
         InputError: `config.json` is damaged.
     """
-    configs = sorted(folder.glob(f"*/*/{CONFIG}"))
+    configs = {path.parent: config_of(path.parent) for path in sorted(folder.glob(f"*/*/{CONFIG}"))}
     if not configs:
         return None
+    first = min(configs, key=lambda run: str(configs[run].get("started", "")))
     path = folder / FAILURE
     failure = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return Record(configs[-1].parent, config_of(configs[-1].parent), read_rows(configs[-1].parent), failure)
+    return Record(first, configs[first], read_rows(first), failure)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from command_line.settings import counted
 from evidence.analysis import SIGNIFICANCE, Answer, Finding, Network
-from evidence.contrasts import CONFIDENCE, POWER, deviation_interval, equivalence, seeds_for
+from evidence.contrasts import CONFIDENCE, MOST_SEEDS, POWER, deviation_interval, equivalence, seeds_for
 from evidence.logs import Chapter
 from evidence.predictions import TOP1
 from evidence.questions import EVALUATION, TRAINING_MODE
@@ -54,6 +54,12 @@ def mean_and_deviation(values: Iterable[float], digits: int = 2) -> str:
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f} ({len(numbers)})"
 
 
+def seeds_needed(points: float, deviation: float, arms: int) -> str:
+    """`8`, or `more than 1000`."""
+    seeds = seeds_for(points, deviation, arms)
+    return f"more than {MOST_SEEDS}" if seeds is None else str(seeds)
+
+
 def spans(numbers: Iterable[int]) -> str:
     """`0–2, 4`."""
     parts: list[list[int]] = []
@@ -88,7 +94,7 @@ def conditions(answer: Answer) -> str:
 
 
 def _length(network: Network) -> str:
-    """`20 of 90 epochs of 391 steps (7,820 steps), batches of 128, 50,000 training and 10,000 test images`."""
+    """`2 epochs of 390 steps (780 steps in all), batches of 128, 49,920 training images an epoch, …`."""
     config = network.records[0].config
     settings, data = config["settings"], config["data"]
     steps = math.ceil(data["train_images"] / settings["batch_size"])
@@ -96,8 +102,8 @@ def _length(network: Network) -> str:
     epochs = f"the first {last} of {settings['epochs']}" if last < settings["epochs"] else str(last)
     return (
         f"{epochs} epoch{'s' if settings['epochs'] > 1 else ''} of {steps:,} steps ({last * steps:,} steps in all), "
-        f"batches of {settings['batch_size']}, {data['train_images']:,} training and {data['test_images']:,} test "
-        "images"
+        f"batches of {settings['batch_size']}, {data['train_images']:,} training images an epoch, "
+        f"{data['test_images']:,} test images"
     )
 
 
@@ -192,19 +198,19 @@ def times(answer: Answer) -> str:
     for label, network in answer.networks.items():
         if network.done:
             whole = [_minutes(record) for record in network.done if _minutes(record)]
-            memory = network.means("peak_memory_gib")
-            row = [label, mean_and_deviation(network.means("images_per_second"), 0)]
-            row += [mean_and_deviation(network.means(f"{part}_seconds"), 1) for part in ("train", "test")]
+            memory = [row["peak_memory_gib"] for one in network.done for row in one.rows if "peak_memory_gib" in row]
+            row = [label, mean_and_deviation(network.medians("images_per_second"), 0)]
+            row += [mean_and_deviation(network.medians(f"{part}_seconds"), 1) for part in ("train", "test")]
             rows.append([*row, mean_and_deviation(whole, 1), f"{max(memory):.1f}" if memory else "–"])
     head = ["network", "images/s", "epoch of training (s)", "test (s)", "whole run (min)", "peak memory (GiB)"]
     return table(head, rows) if rows else ""
 
 
 def _minutes(record: Record) -> float:
-    """0 where the log lacks a time."""
+    """As many epochs as there are, each at the median, so that pauses do not count; 0 where the log lacks a time."""
     if not all("train_seconds" in row and "test_seconds" in row for row in record.rows):
         return 0.0
-    return sum(row["train_seconds"] + row["test_seconds"] for row in record.rows) / 60
+    return len(record.rows) * statistics.median(row["train_seconds"] + row["test_seconds"] for row in record.rows) / 60
 
 
 def differences(answer: Answer, part: str) -> str:
@@ -241,6 +247,19 @@ def verdicts(answer: Answer) -> str:
     return "; ".join(f"{one.comparison.title}: {one.verdict}" for one in findings) + ".\n"
 
 
+def by_themselves(answer: Answer) -> str:
+    """The paired t-test of each comparison that is known, where the model's residual is pooled over more networks."""
+    if answer.arms <= 2:
+        return ""
+    rows = []
+    for one in answer.test:
+        alone = one.estimate.by_itself if one.estimate and one.estimate.known else None
+        if alone and alone.known:
+            rows.append([one.comparison.title, signed(alone.points), interval(alone.interval()), probability(alone.p)])
+    head = ["top-1 test, each by itself (sensitivity)", "points", "95 % interval", "p, uncorrected"]
+    return table(head, rows) if rows else ""
+
+
 def equivalences(findings: list[Finding]) -> str:
     """Of the comparisons that have a margin: whether the two networks count as equal."""
     sentences = []
@@ -262,13 +281,12 @@ def sample_size(answer: Answer) -> str:
     known = [one.estimate for one in answer.test if one.estimate and one.estimate.known]
     if not known:
         return ""
-    arms = len(answer.columns)
     best = max(known, key=lambda found: found.freedom)
     low, high = deviation_interval(best.deviation, best.freedom)
 
     def seeds(points: float) -> str:
-        few, many = seeds_for(points, low, arms), seeds_for(points, high, arms)
-        return f"{seeds_for(points, best.deviation, arms)} seeds of each network ({few} to {many})"
+        few, found, many = (seeds_needed(points, deviation, answer.arms) for deviation in (low, best.deviation, high))
+        return f"{found} seeds of each network ({few} to {many})"
 
     return (
         f"Within a seed, top-1 has a standard deviation of {best.deviation:.2f} points "

@@ -5,10 +5,11 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scipy.stats import t
+from scipy.stats import t, ttest_rel
 from synthetic_logs import conditions, write_run
 
 import report
@@ -59,8 +60,9 @@ def test_stage_1_by_hand(tmp_path: Path) -> None:
     assert "## Conclusions\n\nIn short: nothing.\n" in text
     chapter = text[text.index("## CIFAR-10, a CPU, fp32\n") :]
     assert (
-        "the first 20 of 90 epochs of 390 steps (7,800 steps in all), batches of 128, 49,920 training and 1,000 test "
-        "images; learning rate 0.0005 at first, 0.01 at most (epoch 20), 0.01 at the end of epoch 20; 2 runs at once."
+        "the first 20 of 90 epochs of 390 steps (7,800 steps in all), batches of 128, 49,920 training images an epoch, "
+        "1,000 test images; learning rate 0.0005 at first, 0.01 at most (epoch 20), 0.01 at the end of epoch 20; "
+        "2 runs at once."
     ) in chapter
     assert "Mean over epochs 11–20:" in chapter
     # the study's curves over its epochs 11 to 20, added up by hand from its file
@@ -92,6 +94,10 @@ def test_stage_1_by_hand(tmp_path: Path) -> None:
     assert "That L − R lies within ±1 point is" in chapter
     assert line(chapter, "| top-1 training", "| L − R |")[1] == "+1.50"
     assert "(4 degrees of freedom" in chapter
+    by_itself = line(chapter, "| top-1 test, each by itself", "| L − R |")
+    theirs = ttest_rel(L_EVALUATION, R_EVALUATION)
+    low, high = theirs.confidence_interval(0.95)
+    assert by_itself[2:] == [f"{tables.signed(low)} to {tables.signed(high)}", f"{theirs.pvalue:.3f}"]
     assert line(chapter, "### Runs", "| stage_1_R |") == [
         *["stage_1_R", "0", "done", "20", "0123456", "3.11.7, 2.6.0", "2026-11-25"]
     ]
@@ -163,13 +169,45 @@ def test_no_table_has_more_than_seven_columns(tmp_path: Path) -> None:
     assert max(head.count("|") - 1 for head in heads) == 7
 
 
-def test_intervals_that_hold_nought_are_grey(tmp_path: Path) -> None:
+def test_intervals_are_grey_where_nothing_is_told_apart(tmp_path: Path) -> None:
     stage_1(tmp_path)
     write_report(tmp_path, tmp_path, "")
     svg = next(tmp_path.rglob("stage_1-intervals.svg")).read_text(encoding="utf-8").lower()
     # D above, S − R below, L − R grey; the curves' line colours are the same for all
     for colour in ("#0072b2", "#d55e00", "#888888"):
         assert f"stroke: {colour}" in svg
+
+
+def test_a_loss_that_blows_up_is_named_and_drawn_so_that_the_others_are_seen(tmp_path: Path) -> None:
+    folder = write_run(conditions(tmp_path), STAGE_1["R"], 0, [50.0] * 20, [51.0] * 20)
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows[4]["test_loss"] = 3e7
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text, remarks = write_report(tmp_path, tmp_path, "")
+    assert remarks == [
+        "cifar-10_cpu_fp32_full/stage_1_R/seed-0: after epoch 5, its test loss is 3e+07 in evaluation mode and 2.1 in "
+        "training mode"
+    ]
+    assert remarks[0] in text
+    svg = next(tmp_path.rglob("stage_1-curves.svg")).read_text(encoding="utf-8")
+    assert "10^{7}" in svg or "10⁷" in svg or r"$\mathdefault{10^{7}}$" in svg
+
+
+def test_precisions_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    place = conditions(tmp_path)
+    ours = EXPERIMENTS["digits"].variations["λ-ResNet-50"]
+    bf16, fp32 = (96.0, 97.5, 97.0), (95.0, 97.0, 97.5)
+    for seed in range(3):
+        write_run(place, ours, seed, [50.0] * 4 + [fp32[seed]])
+        write_run(replace(place, precision="bf16"), ours, seed, [50.0] * 4 + [bf16[seed]])
+        write_run(replace(place, precision="fp16", data="Birds"), ours, seed, [50.0] * 5)
+    text, _ = write_report(tmp_path, tmp_path, "")
+    low, high = ttest_rel(bf16, fp32).confidence_interval(0.95)
+    assert line(text, "## The same runs in two precisions", "| digits_lambda | test") == [
+        *["digits_lambda", "test", "96.83 ± 0.76 (3)", "96.50 ± 1.32 (3)", "+0.33"],
+        *[f"{tables.signed(low)} to {tables.signed(high)}", f"{ttest_rel(bf16, fp32).pvalue:.3f}"],
+    ]
+    assert text.count("| digits_lambda | test |") == 1  # on other images, nothing stands beside it
 
 
 # -------------------------------------------------------------------------------------------- other experiments
@@ -183,7 +221,7 @@ def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None
     hours = {variation.name: 2.0 for variation in [*variations, *EXPERIMENTS["hybrids"].variations.values()]}
     (place.folder / ESTIMATES).write_text(json.dumps({"device": "a CPU", "jobs": 2, "hours_per_run": hours}))
     text, _ = write_report(tmp_path, tmp_path, "")
-    assert "ResNet-50, cifar stem; λ-ResNet-50, cifar stem. About 20.0 h on a CPU, 2 runs at once:" in text
+    assert "ResNet-50, cifar stem; λ-ResNet-50, cifar stem. About 20 h on a CPU, 2 runs at once:" in text
     command = "python experiments.py --only study --scale 0.1 0.1 --data_name 'CIFAR-10 (JPEG copy)' --device cpu"
     assert command in text
     hybrids = line(text, "## Not run yet", "| stage_2 |")
@@ -194,7 +232,7 @@ def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None
         json.dumps({"device": "a GPU", "jobs": 1, "hours_per_run": {"stage_2_R": 1, "stage_2_L": 2}})
     )
     text, _ = write_report(tmp_path, tmp_path, "")
-    assert line(text, "## Not run yet", "| stage_2 |")[3] == "15.0 h on a GPU (cifar-10, cpu, fp32, full)"
+    assert line(text, "## Not run yet", "| stage_2 |")[3] == "15 h on a GPU (cifar-10, cpu, fp32, full)"
     (folder / ESTIMATES).write_text("[]")
     assert "15.0 h" not in write_report(tmp_path, tmp_path, "")[0]
 
@@ -202,9 +240,10 @@ def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None
 def test_every_figure_follows_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {variation for experiment in EXPERIMENTS.values() for variation in experiment.variations.values()}
     place = conditions(tmp_path, scale=0.1)
-    for variation in everything:
+    for place_of, variation in enumerate(sorted(everything, key=lambda one: one.name)):
         for seed in (0, 1):
-            write_run(place, variation, seed, [80.0 + seed] * 2, [79.0 + seed] * 2, epochs=2)
+            top1 = [80.0 + seed * (1 + 0.1 * place_of)] * 2  # with a residual, without which there is no interval
+            write_run(place, variation, seed, top1, top1, epochs=2)
 
     def digests() -> dict[str, str]:
         text, _ = write_report(tmp_path, tmp_path, "")

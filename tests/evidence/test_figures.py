@@ -13,7 +13,8 @@ from evidence.figures import Curve, Interval
 def test_an_interval_stands_in_the_row_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(figures, "save", lambda figure, *rest: drawn.append(figure) or "")
-    one, other = Interval(1.0, 0.5, 1.5, 0.4, 1.6, [1.0]), Interval(-1.0, -2.0, 0.5, -2.0, 0.6, [-1.0])
+    one = Interval(1.0, 0.5, 1.5, 0.4, 1.6, [1.0], told_apart=True)
+    other = Interval(-1.0, -2.0, 0.5, -2.0, 0.6, [-1.0], told_apart=False)
     figures.intervals({"test": {"D": one, "S − R": other}, "training": {"S − R": other}}, "", tmp_path / "x.svg")
     left, right = drawn[0].axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["D", "S − R"]

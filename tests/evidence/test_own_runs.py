@@ -56,17 +56,18 @@ def test_runs_stand_in_one_table_the_best_of_a_data_set_first(tmp_path: Path) ->
     assert differing(runs) == ["stem", "optimizer"]  # and not the seed, the network or the folder, named elsewhere
     text = as_markdown(runs)
     assert text.splitlines()[:6] == [
-        "| network | data | settings that differ | seed | top-1 test (%) | best (%) | time |",
+        "| network | data | settings that differ | seed | top-1 test (%) | best by validation (%) | time |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        "| ResNet-50 | cifar10 | optimizer sgd | 0 | 80.00 (2 of 3 epochs) | 80.00 (epoch 2) | 2 min |",
-        "| λ-ResNet-50 CCLL | cifar10 | – | 3 | 65.00 | 60.00 (epoch 1, by validation) | 3 min |",
-        "| λ-ResNet-50 | cifar10 | stem cifar | 0 | 60.00 | 70.00 (epoch 2) | 3 min |",
-        "| λ-ResNet-26 | photos | – | 0 | 99.00 | 99.00 (epoch 1) | 3 min |",
+        "| ResNet-50 | cifar10 | optimizer sgd | 0 | 80.00 (2 of 3 epochs) | – | 2 min |",
+        "| λ-ResNet-50 CCLL | cifar10 | – | 3 | 65.00 | 60.00 (epoch 1) | 3 min |",
+        "| λ-ResNet-50 | cifar10 | stem cifar | 0 | 60.00 | – | 3 min |",
+        "| λ-ResNet-26 | photos | – | 0 | 99.00 | – | 3 min |",
     ]
     rows = list(csv.DictReader(io.StringIO(as_csv(runs))))
     assert [row["network"] for row in rows] == ["ResNet-50", "λ-ResNet-50 CCLL", "λ-ResNet-50", "λ-ResNet-26"]
     names = ("stem", "test_top1", "best_epoch", "seconds")
-    assert [rows[2][name] for name in names] == ["cifar", "60.0", "2", "180.0"]
+    assert [rows[2][name] for name in names] == ["cifar", "60.0", "", "180.0"]
+    assert [rows[1][name] for name in ("best_epoch", "best_test_top1")] == ["1", "60.0"]
     assert rows[0]["epochs_done"] == "2"
 
 
