@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 POINTS_APART = "difference within a seed (points)"
-SPIKES = 20.0  # a loss that reaches so many times its median is drawn on a logarithmic axis
+SPIKE = 20.0  # times the median; what lies above is written at the top of its panel, since it would flatten the rest
 GREY = "#888888"
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -124,8 +124,8 @@ def curves(rows: list[Row], looks: dict[str, Look], place: str, path: Path) -> s
                 low, high = min(means, default=0.0), max(means, default=0.0)
                 room = high - low or 1.0  # for bands: the widest would hide the curves
                 axes.set_ylim(low - room, high + room)
-            elif means and max(means) > SPIKES * statistics.median(means):
-                axes.set_yscale("log")
+            elif means and max(means) > SPIKE * statistics.median(means):
+                _cut_spikes(axes, ours[part], SPIKE * statistics.median(means))
             axes.set_title("test images" if part == "test" else "training images", fontsize=9)
         pair[0].set_ylabel(label)
         pair[0].legend(fontsize=7)
@@ -133,6 +133,16 @@ def curves(rows: list[Row], looks: dict[str, Look], place: str, path: Path) -> s
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return save(figure, place, path, [[label, _plain(ours), _plain(studys)] for label, ours, studys in rows])
+
+
+def _cut_spikes(axes: Axes, curves: dict[str, Curve], highest: float) -> None:
+    """End the panel above the values up to `highest`, and write those beyond it there."""
+    top = 1.05 * max(mean for one in curves.values() for mean in one.means if mean <= highest)
+    axes.set_ylim(min(mean for one in curves.values() for mean in one.means) / 1.05, top)
+    for one in curves.values():
+        for epoch, mean in enumerate(one.means, start=1):
+            if mean > highest:
+                axes.annotate(f"{mean:.1e}", (epoch + 1.2, top), fontsize=7, verticalalignment="top")
 
 
 def _plain(parts: dict[str, dict[str, Curve]]) -> dict[str, dict[str, list[list[float]]]]:
