@@ -53,11 +53,14 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """What the command line says, with the names of the experiments."""
     options = read_experiments(__doc__, DATASETS, argv)
-    options.only = options.only or list(EXPERIMENTS)
+    asked = {name: one for name, one in EXPERIMENTS.items() if one.dataset in (None, options.dataset) or options.list}
+    options.only = options.only or list(asked)
     if unknown := set(options.only) - EXPERIMENTS.keys():
         raise InputError(
             f"only: there is no experiment {', '.join(sorted(unknown))}; there is {', '.join(EXPERIMENTS)}"
         )
+    if others := [name for name in options.only if name not in asked]:
+        raise InputError(f"only: {others[0]} is of one data set alone: add --dataset {EXPERIMENTS[others[0]].dataset}")
     return options
 
 

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # here, so that --help and what is refused need not 
     with one_line_errors():
         read_export(__doc__)
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -98,17 +99,15 @@ def avoid_fft(model: nn.Module, images: Tensor) -> None:
 
 def save_pt2(program: ExportedProgram, about: dict[str, str], path: Path) -> None:
     content = about | {"classes": json.loads(about["classes"])}
-    torch.export.save(program, path, extra_files={"about.json": json.dumps(content)})
+    written = io.BytesIO()  # a file of its own would fail with another error than OSError
+    torch.export.save(program, written, extra_files={"about.json": json.dumps(content)})
+    path.write_bytes(written.getbuffer())
 
 
 def save_onnx(program: ExportedProgram, about: dict[str, str], path: Path) -> None:
-    """Raises InputError: the packages that write ONNX are not installed."""
-    try:
-        onnx = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False, optimize=True
-        )
-    except ImportError as error:
-        raise InputError(f"to: {path} needs other packages ({error}): pip install onnx onnxscript") from error
+    onnx = torch.onnx.export(
+        program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False, optimize=True
+    )
     onnx.model.metadata_props.update(about)
     onnx.model.doc_string = f"{about['inputs']} -> {about['outputs']}"
     onnx.save(path)

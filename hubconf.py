@@ -2,9 +2,9 @@
 
 torch.hub.load("<path of a checkout>", "resnet50_lambda", source="local", num_classes=10, image_size=32)
 torch.hub.load("<path of a checkout>", "lambda_layer", source="local", dim=64, scope=7)
-torch.hub.help("<path of a checkout>", "resnet50_lambda", source="local")      # the arguments
 
-Without a checkout, the repository stands in the path's place, as in the README, and `source` is left out.
+Without a checkout, the repository stands in the path's place, as in the README, and `source` is left out. The arguments
+are shown by `torch.hub.help("<owner>/<name>", "resnet50_lambda")`, or in a checkout by `help(hubconf.resnet50_lambda)`.
 """
 
 from lambda_layer import LambdaLayer as lambda_layer  # noqa: F401 - all these are for torch.hub

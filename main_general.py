@@ -353,7 +353,8 @@ def summarise(args: UserInput, folder: Path, state: RunState, stopped_by: int | 
 def report(args: UserInput, log: RunLog | NoLog, state: RunState, result: RunResult, make_model: MakeModel) -> None:
     """Say what the run came to, and what to do next."""
     if not state.ended(args):
-        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: --resume {quoted(result.folder)}")
+        command = f"{typed('main_general.py')} --resume {quoted(result.folder)}"
+        log.say(f"stopped after {result.epochs} of {args.epochs} epochs; go on with: {command}")
         return
     log.end()
     log.say("\n".join(last_lines(args, make_model, state, result)))

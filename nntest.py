@@ -1,7 +1,7 @@
 """Tests of a network: after each epoch of a run, and by itself.
 
-    python nntest.py --checkpoint latest                                        # on the run's own test images
-    python nntest.py --checkpoint runs/Lambda/<run> --data_dir other            # on others of the same classes
+    python nntest.py --checkpoint latest                                         # on the run's own test images
+    python nntest.py --checkpoint latest --dataset imagefolder --data_dir other  # on others of the same classes
     python nntest.py --checkpoint cifar.pt --dataset cifar10 --device cpu --precision fp32
 
 It prints loss, top-1, top-5 (with more than five classes), the calibration error and each class's accuracy, and writes
@@ -253,6 +253,10 @@ def settings_of_test(args: UserInput, arguments: argparse.Namespace) -> UserInpu
         if getattr(arguments, name) is not None
     }
     if arguments.data_dir is not None:
+        if given.get("dataset", args.dataset) == "digits":
+            raise InputError(
+                "data_dir: digits are in no folder; to test on images in folders of classes, add --dataset imagefolder"
+            )
         given["data_dir"] = project_path(arguments.data_dir)
     if given.get("dataset", args.dataset) != args.dataset:  # of which the run's settings say nothing
         given |= {"test_fraction": 0.0, "skip_bad_images": False}
@@ -297,14 +301,17 @@ def lines(found: Evaluation, classes: tuple[str, ...]) -> Iterator[str]:
     error = f"calibration error {found.calibration_error:.2f} points ({BINS} bins)"
     yield f"loss {found.loss:.4f}, top-1 {found.top1:.2f} %{top5}, {error}\n"
     scores = [score for score in found.of_classes(classes) if score.images]
-    if len(scores) > MOST_LISTED:
+    tested = len(scores)
+    if tested > MOST_LISTED:
         scores = sorted(scores, key=lambda score: score.right / score.images)[:MOST_LISTED]
     width = max(len("class"), *(len(score.name) for score in scores))
     yield f"{'class':{width}}  images  top-1 %"
     for score in scores:
         yield f"{score.name:{width}}  {score.images:6d}  {score.top1:7.2f}"
-    if len(scores) < len(classes):
-        yield f"the weakest of {len(classes):,} classes; classes.csv has them all"
+    if len(scores) < tested:
+        yield f"the weakest of {tested:,} classes; classes.csv has them all"
+    if tested < len(classes):
+        yield f"{tested:,} of {len(classes):,} classes have images here"
 
 
 def default_folder(file: Path, arguments: argparse.Namespace) -> Path:

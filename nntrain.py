@@ -161,8 +161,8 @@ class TrainingStep:
         if min(loss, gradients) != NEVER:
             what, first = ("loss is", loss) if loss <= gradients else ("gradients are", gradients)
             raise NonFinite(
-                f"the {what} not finite at epoch {epoch}, step {first} of {steps}; the checkpoints before it are "
-                "sound: lower initial_lr, or take precision fp32"
+                f"the {what} not finite at epoch {epoch}, step {first} of {steps}; a checkpoint of before, if there is "
+                "one, is sound: lower initial_lr, or take precision fp32"
             )
 
 

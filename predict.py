@@ -38,7 +38,7 @@ from PIL import Image
 
 from command_line import errors
 from command_line.errors import InputError
-from command_line.paths import printable
+from command_line.paths import printable, shown
 from command_line.tools import BATCH, MOST_PICTURED
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             name = ""
     for path in arguments.out:
         write(path, found, pictured, network)
+        print(shown(path))
     bad = len(paths) - len(found)
     if bad:
         print(f"{bad} of {len(paths)} images could not be read")
@@ -168,7 +169,7 @@ def write(path: Path, found: Sequence[tuple[str, Predictions]], seen: Sequence[S
 
 def picture(seen: Sequence[Seen], network: TrainedNetwork) -> Figure:
     """Each image as the network saw it, and bars of its confidences."""
-    shown = dict(zip(network.classes, labels(network.classes), strict=True))
+    names = dict(zip(network.classes, labels(network.classes), strict=True))
     down = max(1, -(-len(seen) // ACROSS))
     figure = Figure(figsize=(4 * ACROSS, 0.5 + 1.5 * down), layout="constrained")
     figure.suptitle(network.title, fontsize=9)
@@ -179,7 +180,7 @@ def picture(seen: Sequence[Seen], network: TrainedNetwork) -> Figure:
         left.imshow(np.array(one.view))
         (name,) = labels([Path(printable(one.path)).name])
         left.set_title(name if len(name) <= 24 else f"{name[:23]}…", fontsize=7)
-        _draw_bars(right, [(shown[label], share) for label, share in one.predictions])
+        _draw_bars(right, [(names[label], share) for label, share in one.predictions])
     return figure
 
 

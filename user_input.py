@@ -163,6 +163,7 @@ class UserInput(Settings):
         _check_lambda_layers(self)
         _check_freeze(self)
         _check_flips(self)
+        _check_cutout(self)
         if self.accumulate > 1 and self.batch_size < 2 * self.accumulate:
             raise InputError(
                 f"accumulate: {self.accumulate} pieces of a batch of {self.batch_size} are too small, since batch norm "
@@ -330,6 +331,13 @@ def _check_lambda_layers(args: UserInput) -> None:
         channels = args.width << stage
         if channels % args.heads:
             raise InputError(f"heads: {args.heads} does not divide the {channels} channels of stage c{stage + 2}")
+
+
+def _check_cutout(args: UserInput) -> None:
+    if args.cutout is not None and args.cutout >= 2 * args.image_size:
+        raise InputError(
+            f"cutout: {args.cutout} covers all of every image; takes less than {2 * args.image_size}, twice image_size"
+        )
 
 
 def _check_flips(args: UserInput) -> None:

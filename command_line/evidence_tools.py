@@ -104,8 +104,10 @@ def read_report(description: str | None, argv: list[str] | None = None) -> argpa
     parser.add_argument("--names", action="store_true", help="list the figures for docs/conclusions.md, and leave")
     parser.add_argument("--runs", type=Path, help="a folder of runs of one's own, to be told in place of the report")
     options = parser.parse_args(argv)
-    if not options.target.is_dir():
-        raise InputError(f"target: there is no folder {options.target}")
+    for name in ("target", "runs_dir", "runs"):
+        folder = getattr(options, name)
+        if folder and not folder.is_dir():
+            raise InputError(f"{name}: there is no folder {folder}")
     return options
 
 

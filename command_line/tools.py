@@ -1,6 +1,7 @@
 """The command lines of what is done with a checkpoint, apart from it: so they are read before PyTorch is loaded."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from command_line.errors import InputError, Parser
@@ -10,6 +11,7 @@ BATCH = 32  # images that a network sees at once in predict.py
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
 MOST_PICTURED = 24  # images in a picture of predict.py's
 EXPORTS = (".onnx", ".pt2")
+WRITE_ONNX = ("onnx", "onnxscript")  # packages that PyTorch needs for it
 
 
 def read_predict(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +37,7 @@ def read_predict(description: str | None, argv: list[str] | None = None) -> argp
     for path in arguments.out:
         if path.suffix.lower() not in (".csv", *PICTURES):
             raise InputError(f"out: {path} is not allowed; takes a name that ends in .csv, {', '.join(PICTURES)}")
+        _check_file("out", path)
     return arguments
 
 
@@ -43,7 +46,9 @@ def read_draw(description: str | None, argv: list[str] | None = None) -> argpars
     parser = _parser(description)
     parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write the pictures into")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    _check_folder("out", arguments.out)
+    return arguments
 
 
 def read_export(description: str | None, argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +59,24 @@ def read_export(description: str | None, argv: list[str] | None = None) -> argpa
     arguments = parser.parse_args(argv)
     if arguments.to.suffix not in EXPORTS:
         raise InputError(f"to: {arguments.to} is not allowed; {_no_export(arguments.to)}")
+    _check_file("to", arguments.to)
+    if arguments.to.suffix == ".onnx" and (missing := [name for name in WRITE_ONNX if find_spec(name) is None]):
+        raise InputError(f"to: {arguments.to} needs other packages: pip install {' '.join(missing)}; .pt2 needs none")
     return arguments
+
+
+def _check_file(name: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    if path.is_dir():
+        raise InputError(f"{name}: {path} is a folder; takes a file's name")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{name}: there is no folder {path.absolute().parent}")
+
+
+def _check_folder(name: str, path: Path) -> None:
+    """Likewise a folder that is to be made."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{name}: {path} is a file; takes a folder's name")
 
 
 def _no_export(path: Path) -> str:
@@ -78,7 +100,10 @@ def read_test(description: str | None, argv: list[str] | None = None) -> argpars
     parser.add_argument("--batch_size", type=int, help="images seen at once (default: the run's)")
     parser.add_argument("--workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder for the files (default: tests/<checkpoint> of the run)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.out is not None:
+        _check_folder("out", arguments.out)
+    return arguments
 
 
 def _parser(description: str | None) -> Parser:

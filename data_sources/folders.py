@@ -187,7 +187,7 @@ def check_together(train: Part, other: Part) -> None:
 
 
 def _no_image(part: Part, name: str, more: int) -> str:
-    others = f", and {more} other classes neither" if more else ""
+    others = f", and {more} other class{'es' if more > 1 else ''} neither" if more else ""
     unread_files = [kind for kind in part.left_out if "not read here" in kind]
     why = f"; left out were {part.left_out[unread_files[0]]} {unread_files[0]}" if unread_files else ""
     return (

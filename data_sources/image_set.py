@@ -79,8 +79,11 @@ def split(
         kept, held_back = train_test_split(
             np.arange(len(images)), test_size=fraction, stratify=images.labels, random_state=SPLIT_SEED
         )
-    except ValueError as error:
-        raise InputError(f"{setting}: {fraction} cannot be split off by class: {error}") from error
+    except ValueError as error:  # too few on one side of the split for an image of every class
+        raise InputError(
+            f"{setting}: {fraction:g} of {len(images):,} images cannot be split off with an image of each of "
+            f"{np.sum(counts > 0)} classes on both sides"
+        ) from error
     return images.part(kept), images.part(held_back)
 
 

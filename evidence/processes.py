@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from acceleration.distributed import hide_bar
 from command_line.paths import shown
+from command_line.settings import counted
 from evidence.runs import OUTPUT, Conditions, Run, work
 from run_state.interruption import SIGNALS, StopRequest
 
@@ -22,7 +23,8 @@ STOPPED = {code for wish in SIGNALS for code in (128 + wish, -wish)}
 def carry_out_all(runs: dict[Run, str], conditions: Conditions, jobs: int, keep_checkpoints: bool) -> int:
     """Do all the runs, `jobs` at a time, each in a process; the exit code."""
     waiting = [run for run in runs if state(run) in ("to do", "cut off")]
-    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done; into {shown(conditions.folder)}")
+    counts = f"{counted(len(runs), 'run')} on {conditions.data}, {len(runs) - len(waiting)} done"
+    say(f"{counts}; into {shown(conditions.folder)}")
     context, failed, told = multiprocessing.get_context("spawn"), 0, False
     active: dict[BaseProcess, Run] = {}
     bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="runs", unit="run", disable=hide_bar())

@@ -57,6 +57,7 @@ class Experiment:
     reference: str | None = None  # where there are no pairs: the network that every other one is compared with
     last_epochs: int = 1  # top-1 is the mean over so many last epochs
     chooses: bool = False  # a learning rate, on validation images; it compares nothing
+    dataset: str | None = None  # the only one that it asks about
     figures: tuple[str, ...] = ()  # names in `evidence.drawings.DRAWERS`
 
     @property
@@ -263,6 +264,7 @@ EXPERIMENTS = {
         },
         seeds=(0, 1, 2, 3, 4),
         reference="ResNet-50",
+        dataset="digits",
         figures=("intervals",),
     ),
     "best_tuning": Experiment(

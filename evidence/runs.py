@@ -177,10 +177,13 @@ class Run:
     def _check(self, config: dict[str, Any]) -> None:
         there = config["settings"] | {"network": config["experiment"]["network"], "data": config["experiment"]["data"]}
         here = dataclasses.asdict(self.args) | {"network": self.variation.network, "data": self.conditions.data}
-        for name in here.keys() & there.keys() - FREE_ON_RESUME:
+        # the same images may lie in an archive or as files: what is done counts
+        kinds = {"dataset"} if here["data"] == there["data"] else set()
+        for name in here.keys() & there.keys() - FREE_ON_RESUME - kinds:
             if here[name] != there[name]:
                 raise InputError(
-                    f"{self.folder} was run with {name} {there[name]}, and it is {here[name]} now; move it elsewhere"
+                    f"{self.folder} was run with {name} {there[name]}, and it is {here[name]} now; for runs of your "
+                    "own, take --runs_dir"
                 )
 
 

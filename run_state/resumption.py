@@ -7,6 +7,7 @@ from typing import Any
 from command_line.arguments import flags
 from command_line.errors import InputError, one_line_errors
 from command_line.paths import project_path, quoted, shown, typed
+from command_line.settings import counted
 from run_state.run_folder import CONFIG, checkpoint_files, find_run, group_folder, position, read_config
 from run_state.saved_settings import saved_settings
 from user_input import FREE_ON_RESUME, UserInput, default_settings, given_settings
@@ -75,7 +76,9 @@ def _check_epochs(epochs: int, saved: UserInput, folder: Path) -> None:
         )
     anew = to_go_further(dataclasses.replace(saved, epochs=epochs - done), folder)
     if done >= saved.epochs:
-        state = f"has done its {done} epochs, with which the learning rate of its schedule has come to its end"
+        state = (
+            f"has done its {counted(done, 'epoch')}, with which the learning rate of its schedule has come to its end"
+        )
         choice = "To train on"
     else:
         state = f"has done {done} of {saved.epochs} epochs, on a schedule of so many, which is not bent to {epochs}"

@@ -78,13 +78,22 @@ def find_run(group: Path, folder: Path | None = None) -> Path:
     if folder is None:
         runs = [run for path in group.glob(f"*/{CONFIG}") if (run := _resumable(path.parent))]
         if not runs:
-            raise InputError(f"resume: there is no run with a checkpoint in {group}")
+            raise InputError(f"resume: there is no run with a checkpoint in {group}{_of_other_models(group)}")
         return max(runs)[1]
     if not (folder / CONFIG).is_file():
         raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
     if not has_checkpoint(folder):
         raise InputError(f"resume: {folder} holds no checkpoint")
     return folder
+
+
+def _of_other_models(group: Path) -> str:
+    """What is to be typed for a run that is there, though not in this group; nothing where there is none."""
+    for model, name in GROUPS.items():
+        folders = [path.parent for path in (group.parent / name).glob(f"*/{CONFIG}")]
+        if name != group.name and any(os.access(folder, os.X_OK) and has_checkpoint(folder) for folder in folders):
+            return f"; there is one with --model {model}"
+    return ""
 
 
 def _resumable(folder: Path) -> tuple[int, Path] | None:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 import experiments
 import main_general
 from command_line.errors import InputError
+from command_line.paths import PROJECT
 from evidence import estimates
 from evidence.estimates import duration
 from evidence.networks import (
@@ -190,7 +193,7 @@ def test_a_diverged_run_is_kept_and_not_tried_again(
     words = "--only odd --dataset digits --device cpu --scale 0.022222222222222223 0.2".split()
     words += ["--runs_dir", str(conditions.root)]
     assert experiments.main(words) == 0
-    assert "1 runs, 1 of them done" in capsys.readouterr().out
+    assert "1 run on digits, 1 done" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in conditions.root.rglob("*")}
     assert experiments.main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -309,3 +312,22 @@ def test_a_recipe_is_what_its_experiment_trains(recipe: str, name: str, label: s
     trained = PINNED | dict(EXPERIMENTS[name].variations[label].settings)
     assert {setting: trained[setting] for setting in RECIPES[recipe]} == RECIPES[recipe]
     assert UserInput(**RECIPES[recipe]).stage_word == "CCLL"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_commands_of_the_readme_go_on_from_the_committed_runs(precision: str) -> None:
+    lines = re.findall(r"^python (experiments\.py .*--only .*)$", (PROJECT / "README.md").read_text(), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        options = parse([*shlex.split(line)[1:], "--device", "cpu", "--precision", precision])
+        runs = choose_runs(options, find_conditions(options))
+        assert {state(run) for run in runs} <= {"to do", "cut off", "done"}
+    done = [run for run in runs if state(run) == "done"]
+    assert bool(done) == (precision == "bf16")  # those that are committed lie in folders of files, and count
+
+
+def test_an_experiment_of_one_data_set_is_not_made_on_another() -> None:
+    with pytest.raises(InputError, match="only: digits is of one data set alone: add --dataset digits"):
+        parse(["--only", "stage_1", "digits"])
+    assert "digits" not in parse([]).only
+    assert "digits" in parse(["--dataset", "digits"]).only

@@ -356,7 +356,7 @@ def test_an_interrupted_process_saves_leaves_and_goes_on(
         output, error = process.communicate(timeout=60)
         if process.returncode:  # it may have come to its end before the signal did
             assert process.returncode == 128 + number, error
-            assert "go on with: --resume" in output
+            assert "main_general.py --resume" in output
         assert error == ""
     last = start(args, "--resume", cwd=tmp_path)
     output, error = last.communicate(timeout=120)

@@ -78,7 +78,7 @@ def test_a_signal_to_one_worker_stops_both_and_another_number_goes_on(
     wait_for_epochs(args, 1, process)
     os.kill(children(process)[-1], signal.SIGTERM)
     output, error = process.communicate(timeout=300)
-    assert output.count("go on with: --resume") == 1, error
+    assert output.count("main_general.py --resume") == 1, error
     assert set(re.findall(r"exitcode\s*: (-?\d+)", error)) == {"143"}
     resumed = main(dataclasses.replace(args, resume="latest"))
     assert_same_curve(resumed.folder, alone.folder, args)

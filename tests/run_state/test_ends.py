@@ -98,7 +98,7 @@ def test_an_image_that_cannot_be_read_any_more(
         with pytest.raises(InputError, match="^data_dir: 03.png is no readable image$"):
             main(args, tiny)
     assert [path.name for path in checkpoint_files(the_run(args))] == [checkpoint]
-    assert "go on with: --resume" in capsys.readouterr().out.splitlines()[-1]
+    assert "main_general.py --resume" in capsys.readouterr().out.splitlines()[-1]
     goes_on_to_the_same_end(args, undisturbed[1].folder)
 
 
@@ -244,7 +244,7 @@ def test_a_terminal_that_is_closed(undisturbed: tuple[UserInput, RunResult], tmp
     process.send_signal(signal.SIGHUP)
     output, error = end_of(process)
     assert (process.returncode, error) == (128 + signal.SIGHUP, "")
-    assert "go on with: --resume" in output
+    assert "main_general.py --resume" in output
     assert len(checkpoint_files(the_run(args))) > 0
 
 
