@@ -253,7 +253,8 @@ def _window(layer: nn.Module, value_axis: int) -> tuple[Tensor, Tensor | None]:
 def _assembled(parts: Parts, pools: list[nn.AvgPool2d], training: bool) -> nn.Module:
     """Our layer with copies of the parts, and the pool that follows."""
     queries, keys, values = parts.projections
-    is_pooled = [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)]
+    settings = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    is_pooled = [tuple(getattr(pool, name) for name in settings) for pool in pools] == [(3, 2, 1, False, True, None)]
     with torch.device("meta"):  # nothing is drawn, and what would be forgotten would show
         layer: Any = (PooledLambdaLayer if is_pooled else LambdaLayer)(queries.weight.shape[1], **_sizes(parts))
     ordered = _u_last(layer.intra_depth) if parts.u_first else _unchanged

@@ -234,7 +234,8 @@ class LambdaLayer(nn.Module):
         """(b, *size, c) -> (b, *size, c), by a norm that is given a map (b, c, *size), channels last."""
         if self.axes == 1 and is_plain(norm, nn.BatchNorm1d):  # a third of the time that it takes over a strided map
             return norm(x.flatten(0, 1)).view_as(x)
-        return norm(x.movedim(self.axes + 1, 1)).movedim(1, self.axes + 1)
+        # under autocast some norms give float32 (frozen ones; on CUDA group and layer norms): the other may not
+        return norm(x.movedim(self.axes + 1, 1)).movedim(1, self.axes + 1).to(x.dtype)
 
     @torch.no_grad()
     def resize_embedding(self, new_size: int | Sequence[int]) -> None:
@@ -249,11 +250,12 @@ class LambdaLayer(nn.Module):
         """
         if self.embedding is None or self.input_size is None or self.scope is not None:
             raise ValueError("resize_embedding needs a global position embedding; this layer takes any size as it is")
-        new_size, old_size = self._as_size(new_size), self.input_size
-        shape = self._embedding_shape(new_size, self.key_depth, self.intra_depth, None, self.position)
-        if tuple(self.embedding.shape) != shape:  # else a layer that shares it has been there
+        new_size = self._as_size(new_size)
+        # a layer that shares it may have been there; its shape does not tell, since (4, 6) and (6, 4) are 24 positions
+        old_size = getattr(self.embedding, "map_size", self.input_size)
+        if old_size != new_size:
             self.embedding.data = resized_embedding(self.embedding, old_size, new_size, self.position)
-            self.embedding.grad = None
+            self.embedding.map_size, self.embedding.grad = new_size, None
         self.input_size = new_size
 
     def extra_repr(self) -> str:

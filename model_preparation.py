@@ -296,9 +296,10 @@ def learning_rate_factor(done: int, epochs: int, warmup_epochs: int, schedule: s
     """What `initial_lr` is multiplied with after `done` epochs, or after `done` steps of so many in each epoch.
 
     A linear warm-up from 1 to `warmup_epochs`, then half a cosine from there towards 0 (study, Table 3). In a short run
-    the warm-up takes a fifth of the epochs, rounded up, and rises to the same peak. `schedule`, as in `UserInput`:
-    with `epoch`, the first epoch after the warm-up has the peak and 0 would come after the last; with `study`, the
-    cosine is one epoch further on, as in the study's code; with `step`, warm-up and cosine go on by steps.
+    the warm-up takes a fifth of the epochs, rounded up. `schedule`, as in `UserInput`: with `epoch`, the first epoch
+    after the warm-up has the peak and 0 would come after the last; with `study`, the cosine is one epoch further on, as
+    in the study's code, so the last epoch has 0 and a run of up to five epochs not the peak; with `step`, warm-up and
+    cosine go on by steps; with `one_cycle`, the warm-up is half a cosine too (`OneCycleLR`).
     """
     peak, ramp = max(1, warmup_epochs), min(warmup_epochs, math.ceil(epochs / WARMUP_SHARE))
     warmup, total = ramp * steps, epochs * steps

@@ -105,7 +105,8 @@ def build_resnet(
         kind = "basic" if depth in BASIC else "pooled"
         raise ValueError(f"depth: {depth} has {kind} blocks, which take neither groups, width_per_group nor dilation")
     stem_channels = width if depth in POOLED else WIDTH
-    model = (ResNet if width == WIDTH else _scaled(width, stem_channels))(
+    scaled = {} if width == WIDTH else {"width": width, "stem_channels": stem_channels}
+    model: ResNet = (ScaledResNet if scaled else ResNet)(
         PooledBlock if depth in POOLED else BasicBlock if depth in BASIC else Bottleneck,
         list(DEPTHS[depth]),
         num_classes=num_classes,
@@ -114,6 +115,7 @@ def build_resnet(
         width_per_group=width_per_group,
         norm_layer=norm_layer,
         replace_stride_with_dilation=dilation,
+        **scaled,
     )
     if stem != "imagenet":
         stride = 2 if stem == "compact" else 1
@@ -123,24 +125,24 @@ def build_resnet(
     return model
 
 
-def _scaled(width: int, stem_channels: int) -> type[ResNet]:
+class ScaledResNet(ResNet):
     """torchvision's ResNet with other channels than its 64, 128, 256 and 512, and than its stem's 64."""
 
-    class ScaledResNet(ResNet):
-        def __init__(self, block: Any, layers: list[int], num_classes: int, **options: Any) -> None:
-            super().__init__(block, layers, num_classes, **options)
-            if stem_channels != WIDTH:
-                self.conv1 = nn.Conv2d(3, stem_channels, kernel_size=7, stride=2, padding=3, bias=False)
-                nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-                self.bn1 = self._norm_layer(stem_channels)
-            self.fc = nn.Linear(8 * width * block.expansion, num_classes)
+    def __init__(
+        self, block: Any, layers: list[int], num_classes: int, *, width: int, stem_channels: int, **options: Any
+    ) -> None:
+        self.width, self.stem_channels = width, stem_channels  # before, since `_make_layer` is called in there
+        super().__init__(block, layers, num_classes, **options)
+        if stem_channels != WIDTH:
+            self.conv1 = nn.Conv2d(3, stem_channels, kernel_size=7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.bn1 = self._norm_layer(stem_channels)
+        self.fc = nn.Linear(8 * width * block.expansion, num_classes)
 
-        def _make_layer(self, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
-            if planes == WIDTH:  # the first of the stages, which the stem enters
-                self.inplanes = stem_channels
-            return super()._make_layer(block, planes * width // WIDTH, *arguments, **options)
-
-    return ScaledResNet
+    def _make_layer(self, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
+        if planes == WIDTH:  # the first of the stages, which the stem enters
+            self.inplanes = self.stem_channels
+        return super()._make_layer(block, planes * self.width // WIDTH, *arguments, **options)
 
 
 def stage_sizes(image_size: tuple[int, int], stem: str) -> list[tuple[int, int]]:

@@ -59,7 +59,8 @@ def build_lambda_resnet(
             values, too.
         stages: `C` or `L` for each of the stages c2 to c5.
         image_size: side, or height and width, of the images; the largest, for a global position context.
-        share_embeddings: one position embedding for all the layers of a stage.
+        share_embeddings: one position embedding for all the layers of a stage that have the same scope, and where it is
+            absolute the same map.
         key_depth, heads, intra_depth, scope, position, content: as for `LambdaLayer`.
         weights: what the network starts from: a state dict of the same network, or a file of one, of which no code
             is run; by default it is drawn anew.
@@ -76,7 +77,7 @@ def build_lambda_resnet(
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
     model = build_resnet(depth, stem=stem, **resnet_options)
-    size = stage_sizes((image_size, image_size) if isinstance(image_size, int) else image_size, stem)[0]
+    size = stage_sizes(LambdaLayer._as_size(image_size), stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
     for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
         if letter == "L":
@@ -147,16 +148,16 @@ def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim
         embedding, size = layer.embedding, tuple(inputs[0].shape[2:])
         if embedding is None or layer.scope is not None:
             return
-        before = embedding.shape
+        before = layer.input_size
         layer.resize_embedding(resized.setdefault(id(embedding), size))  # the layer refuses what does not cover its map
-        if optimizer is not None and embedding.shape != before:
+        if optimizer is not None and layer.input_size != before:
             optimizer.state.pop(embedding, None)
 
     layers = [module for module in model.modules() if isinstance(module, LambdaLayer)]
     hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = LambdaLayer._as_size(image_size)
     try:
         model.eval()(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
     finally:
@@ -175,7 +176,9 @@ def resized_state(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
             continue
         key = f"{name}.embedding"
         given = state.get(key)
-        if isinstance(given, Tensor) and given.dim() == 4 and given.shape != layer.embedding.shape:
+        own = layer.embedding.shape
+        k_u = slice(2) if layer.position == "relative" else slice(2, 4)  # another kind's is refused by `_load`
+        if isinstance(given, Tensor) and given.dim() == 4 and given.shape != own and given.shape[k_u] == own[k_u]:
             old = _input_size(given, layer.position, key)
             state[key] = resized_embedding(given, old, layer.input_size, layer.position)
     return state
@@ -206,7 +209,7 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Put every tensor of a state dict into the model, which has to have the same keys and shapes."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    given = {key: tuple(value.shape) if isinstance(value, Tensor) else None for key, value in state.items()}
     faults = {
         "missing": [key for key in own if key not in given],
         "not of this network": [key for key in given if key not in own],
@@ -221,7 +224,7 @@ def _load(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _variant(depth: int, **options: Any) -> Callable[..., ResNet]:

@@ -44,7 +44,7 @@ class FastConv2d(nn.Conv2d):
         plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if not plain or not is_dense(x) or not is_dense(self.weight) or not takes_functions():
             return False
-        return x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
+        return x.device.type == "cpu" and x.dim() == 4 and x.shape[1] == self.in_channels and x.numel() > 0
 
     def _is_3x3(self) -> bool:
         return self.kernel_size == (3, 3) and self.padding == (1, 1) and self.dilation == (1, 1)
@@ -76,10 +76,10 @@ def quicken(model: nn.Module) -> nn.Module:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy of a ResNet for inference: each batch norm that follows a convolution is folded into its weights.
+    """A copy of a ResNet for inference: batch norms of its stem, basic blocks and bottlenecks are folded into weights.
 
     The logits are those of the model in evaluation mode, up to rounding; the copy has other keys and is not trained.
-    What has hooks, an adapter or weights of another kind is left as it is.
+    Pooled blocks, and what has hooks, an adapter or weights of another kind, are left as they are.
     """
     model = copy.deepcopy(model).eval()
     _fold(model, "conv1", "bn1")

@@ -39,8 +39,9 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         over = [dim for dim in range(x.dim()) if dim != 1]
         channels = [-1 if dim == 1 else 1 for dim in range(x.dim())]  # a view (c,) that broadcasts to x
         count = x.numel() // x.shape[1] * size()
-        mean = AllReduce.apply(x.float().sum(over)) / count
-        centred = x.float() - mean.view(channels)  # the variance after the mean: no difference of large squares
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = AllReduce.apply(wide.sum(over)) / count
+        centred = wide - mean.view(channels)  # the variance after the mean: no difference of large squares
         variance = AllReduce.apply(centred.square().sum(over)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()

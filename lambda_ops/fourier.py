@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lambda_ops.chunks import accumulate, most_floats
-from lambda_ops.recording import differentiable_gradients, in_pieces, takes_functions, without_autocast
+from lambda_ops.recording import (
+    differentiable_gradients,
+    in_pieces,
+    takes_functions,
+    takes_plain_gradients,
+    without_autocast,
+)
 from lambda_ops.sizes import Size, numbers
 
 
@@ -32,7 +38,7 @@ class FourierOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # double backward
+        if takes_plain_gradients(grad):
             return None, *differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
         with without_autocast(grad):
             return None, *FourierOrder.gradients((inverse, *saved), grad)

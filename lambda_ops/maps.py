@@ -52,7 +52,7 @@ def _fft_lambda(value: Tensor, table: Tensor) -> Tensor:
     padded = [fft_length(s + r // 2) for s, r in zip(size, scope, strict=True)]
     values = _frequencies(value.to(dtype), padded)  # (b, v, u, *f)
     kernels = _frequencies(table.to(dtype).flip(tuple(range(-axes, 0))), padded)  # (k, u, *f)
-    products = [values[:, :, None, i] * kernels[:, i] for i in range(table.shape[1])]
+    products = (values[:, :, None, i] * kernels[:, i] for i in range(table.shape[1]))
     x = reduce(torch.add, products)  # (b, v, k, *f)
     for axis in range(-axes, -1):
         x = torch.fft.ifft(x, dim=axis).narrow(axis, scope[axis] // 2, size[axis])

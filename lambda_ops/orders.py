@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lambda_ops.chunks import accumulate, in_chunks, most_floats
-from lambda_ops.recording import differentiable_gradients, in_pieces, recomputed
+from lambda_ops.recording import differentiable_gradients, in_pieces, recomputed, takes_plain_gradients
 from lambda_ops.tiles import Tiling
 
 
@@ -53,7 +53,7 @@ class AttentionOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         tiling, saved = ctx.tiling, ctx.saved_tensors
-        if torch.is_grad_enabled():  # double backward
+        if takes_plain_gradients(grad):
             return None, *differentiable_gradients(partial(_attention_order, tiling), saved, grad)
         query, value, expanded = saved
         queries, windows = tiling.group(query), tiling.windows(value)  # (B, t, h, k), (B, c·u, v)

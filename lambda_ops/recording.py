@@ -55,8 +55,16 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
+def takes_plain_gradients(grad: Tensor) -> bool:
+    """Whether a backward pass is itself differentiated, or done for many `grad` at once (`is_grads_batched`)."""
+    return torch.is_grad_enabled() or is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def differentiable_gradients(function: Callable, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of `function` that can themselves be differentiated; None for what is frozen."""
+    """Gradients of `function`, by PyTorch's operations alone; None for what is frozen."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    gradients = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = function(*inputs)
+    gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=twice))
     return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)

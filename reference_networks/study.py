@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from lambda_layer import LambdaLayer, absolute_output, content_output
-from resnet import BASIC, build_resnet, halve, stage_sizes
+from resnet import BASIC, POOLED, build_resnet, halve, stage_sizes
 
 Size = tuple[int, int]  # height and width of a map
 MOMENTUM = 0.9999  # of the batch norms outside the lambda layers: running statistics are those of the last batch
@@ -109,10 +109,11 @@ def build_study_lambda_resnet(
         layer: another class that computes the same.
 
     Raises:
-        ValueError: the depth has basic blocks, or `build_resnet` refuses a setting.
+        ValueError: the depth has basic or pooled blocks, or `build_resnet` refuses a setting.
     """
-    if depth in BASIC:
-        raise ValueError(f"depth: {depth} has basic blocks; the study's network takes one with bottlenecks")
+    if depth in (*BASIC, *POOLED):
+        kind = "basic" if depth in BASIC else "pooled"
+        raise ValueError(f"depth: {depth} has {kind} blocks; the study's network takes one with bottlenecks")
     network = build_resnet(depth, num_classes=num_classes, stem=stem)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

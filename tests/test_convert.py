@@ -262,6 +262,13 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("settings", [{"count_include_pad": False}, {"divisor_override": 4}, {"ceil_mode": True}])
+def test_another_pool_stays_as_it_is(settings: dict) -> None:
+    theirs = with_part(DLi14Layer(8, k=3, h=2, u=2, r=3, stride=2), "pool", nn.AvgPool2d(3, 2, 1, **settings)).eval()
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(from_d_li14(theirs).eval()(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     convert, build, says = REFUSED[name]

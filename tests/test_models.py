@@ -1,8 +1,10 @@
 import copy
 import itertools
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,6 +214,28 @@ def test_weights_of_another_network_are_named() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         build_lambda_resnet(**SMALL, weights=other)
+
+
+def test_weights_that_are_no_tensors_of_the_network_are_named() -> None:
+    own = build_lambda_resnet(**SMALL).state_dict()
+    with pytest.raises(ValueError, match=r"1 not of this network \(0\)"):
+        build_lambda_resnet(**SMALL, weights=own | {0: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"1 of another shape \(bn1.num_batches_tracked None, not \(\)\)"):
+        build_lambda_resnet(**SMALL, weights=own | {"bn1.num_batches_tracked": 3})
+    with pytest.raises(ValueError, match="of another shape"):
+        build_lambda_resnet(**{**SMALL, "position": "absolute", "scope": None}, weights=own, resize_weights=True)
+
+
+def test_a_narrow_network_is_pickled() -> None:
+    model = build_lambda_resnet(18, stages="CCCL", image_size=32, width=16, num_classes=3).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
+
+
+@pytest.mark.parametrize("size", [np.int64(32), [32, 32], np.array([32, 32])], ids=["a number", "a list", "an array"])
+def test_image_sizes_may_be_numpys(size: object) -> None:
+    model = build_lambda_resnet(10, image_size=size, stem="cifar", stages="CCCL", width=8, num_classes=3)
+    assert model.layer4[0].conv2.input_size == (4, 4)
 
 
 class Program:

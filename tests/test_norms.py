@@ -89,6 +89,10 @@ def test_recipes_for_batch_norms_of_maps_find_them() -> None:
             twin.load_state_dict(norm.state_dict())
             setattr(frozen, name, twin)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in frozen.modules())
+    with torch.autocast("cpu", torch.bfloat16):  # in which frozen norms give float32
+        x = torch.randn(2, 8, 4, 4)
+        assert frozen(x).dtype == layer.eval()(x).dtype == torch.bfloat16
+        torch.testing.assert_close(frozen(x), layer(x), rtol=0.05, atol=0.05)
     x, layer = torch.randn(2, 8, 4, 4), layer.eval()
     for other in (synchronised, frozen.train()):
         torch.testing.assert_close(other(x), layer(x))

@@ -32,6 +32,24 @@ def test_a_resized_embedding_is_the_same_parameter_and_trains_on(position: str) 
     assert not torch.equal(embedding, before)
 
 
+def pairs(size: tuple[int, int]) -> torch.Tensor:
+    """E[n, m] = row n + 10 · column n + 100 · row m + 1000 · column m, each counted from 0 to 1; k = 1, u = 2."""
+    rows, columns = (torch.linspace(0, 1, length) for length in size)
+    n = (rows[:, None] + 10 * columns).flatten()
+    return (n[:, None] + 100 * n)[:, :, None, None] * torch.tensor([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("size", [(6, 4), (3, 5), (2, 2)])
+def test_what_is_linear_in_rows_and_columns_stays_so_when_an_absolute_embedding_is_resized(size: tuple) -> None:
+    table = nn.Parameter(pairs((4, 6)))
+    options = {"position": "absolute", "key_depth": 1, "intra_depth": 2, "embedding": table}
+    layers = [LambdaLayer(4, input_size=(4, 6), **options) for _ in range(2)]
+    for to in (size, (6, 4), size):  # (6, 4) and (4, 6) have as many positions
+        for layer in layers:
+            layer.resize_embedding(to)
+        torch.testing.assert_close(table.detach(), pairs(to))
+
+
 def test_sizes_may_be_numpys() -> None:
     assert LambdaLayer(8, input_size=np.int64(8), heads=2).input_size == (8, 8)
     assert LambdaLayer(8, input_size=np.array([3, 5]), heads=2).input_size == (3, 5)

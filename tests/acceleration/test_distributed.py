@@ -96,7 +96,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_once(args: UserInput, tmp_
 
 
 def of_each_process(monkeypatch: pytest.MonkeyPatch, loader: Loader, processes: int) -> list[list[Tensor]]:
-    """The labels of every process's share of every batch, after the images have been told apart by their content."""
+    """The images, flattened, of every process's share of every batch."""
     monkeypatch.setattr(batches_module, "size", lambda: processes)
     together = []
     for number in range(processes):

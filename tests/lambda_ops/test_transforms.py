@@ -61,6 +61,17 @@ def test_jacobians_are_those_of_backward_passes(way) -> None:
         torch.testing.assert_close(forward_ad.unpack_dual(sums(forward_ad.make_dual(x, tangent))).tangent, along)
 
 
+@pytest.mark.filterwarnings("ignore:.*batching rule:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_batched_gradients_are_those_of_single_ones(way) -> None:
+    layer, x = prepared(way), torch.randn(2, 4, 4, 5, requires_grad=True)
+    y = layer(x)
+    grads = torch.randn(3, *y.shape)
+    (batched,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in grads]
+    torch.testing.assert_close(batched, torch.stack(single), rtol=1e-4, atol=1e-5)
+
+
 def test_an_ensemble_without_gradients() -> None:
     layers, x = [prepared(None) for _ in range(3)], torch.randn(2, 4, 4, 5)
     stacked, buffers = torch.func.stack_module_state(layers)

@@ -235,5 +235,7 @@ def test_other_inputs_are_refused() -> None:
 
 
 def test_the_studys_blocks_are_bottlenecks() -> None:
+    with pytest.raises(ValueError, match="^depth: 10 has pooled blocks"):
+        build_study_lambda_resnet(10, stem="cifar")
     with pytest.raises(ValueError, match="^depth: 18 has basic blocks"):
         build_study_lambda_resnet(18)
