@@ -6,8 +6,8 @@
 A few seconds for λ-ResNet-26, about a minute for λ-ResNet-50 on two CPU cores. The exported network takes `images`, RGB
 pixels in 0..1 as float32 (b, 3, side, side), any number of them and of the run's size; it normalises them itself and
 gives `logits` (b, classes). Batch norms of basic blocks and bottlenecks are folded into the convolutions. What it takes
-and gives, and the names of the classes, go with it: as metadata (`classes`, in JSON, `inputs`, `outputs`, `network`), or
-`about.json`.
+and gives, and the names of the classes, go with it, as metadata (`classes`, in JSON, `inputs`, `outputs`, `network`) or
+as `about.json`.
 
 Weights alone (`.pth`) are of use with this project's code only, and lie in the checkpoint already:
 `resnet50_lambda(weights=torch.load(checkpoint, weights_only=True)["training"]["model"], ...)`.
