@@ -306,7 +306,7 @@ def test_keys_without_softmax_are_means_over_the_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "name", "label"), [("laptop", "laptop_18", "λ-ResNet-18, CCLL"), ("gpu", "best", "λ-ResNet-50, CCLL")]
+    ("recipe", "name", "label"), [("laptop", "laptop_bf16", "λ-ResNet-10, CCLL"), ("gpu", "best", "λ-ResNet-50, CCLL")]
 )
 def test_a_recipe_is_what_its_experiment_trains(recipe: str, name: str, label: str) -> None:
     trained = PINNED | dict(EXPERIMENTS[name].variations[label].settings)
