@@ -255,7 +255,7 @@ class LambdaLayer(nn.Module):
         old_size = getattr(self.embedding, "map_size", self.input_size)
         if old_size != new_size:
             self.embedding.data = resized_embedding(self.embedding, old_size, new_size, self.position)
-            self.embedding.map_size, self.embedding.grad = new_size, None
+            self.embedding.map_size, self.embedding.grad = new_size, None  # type: ignore[attr-defined]
         self.input_size = new_size
 
     def extra_repr(self) -> str:

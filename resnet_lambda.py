@@ -77,7 +77,8 @@ def build_lambda_resnet(
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
     model = build_resnet(depth, stem=stem, **resnet_options)
-    size = stage_sizes(LambdaLayer._as_size(image_size), stem)[0]
+    height, width = LambdaLayer._as_size(image_size)
+    size = stage_sizes((height, width), stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
     for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
         if letter == "L":

@@ -1,5 +1,6 @@
 """`python nntest.py`: a trained network by itself, on its own test images and on others."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -15,6 +16,7 @@ import predict
 from command_line.errors import InputError
 from main_general import RunResult, main
 from run_state.run_folder import checkpoint_files
+from user_input import UserInput
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,15 @@ def test_all_of_other_images_are_tested_by_the_names_of_their_classes(
         nntest.main([*words, str(two)])
 
 
+def test_a_folder_for_data_that_lie_in_none_is_refused() -> None:
+    args = UserInput(dataset="digits")
+    arguments = argparse.Namespace(
+        dataset=None, data_dir="photos", device=None, precision=None, batch_size=None, workers=None
+    )
+    with pytest.raises(InputError, match="data_dir: digits are in no folder; .* add --dataset imagefolder"):
+        nntest.settings_of_test(args, arguments)
+
+
 def test_what_cannot_be_tested_is_one_line(run: RunResult, tmp_path: Path, photos: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "train").mkdir()
@@ -114,7 +125,7 @@ def test_what_cannot_be_tested_is_one_line(run: RunResult, tmp_path: Path, photo
         "--device cuda:99": "device: cuda:99 is not there",
         "--device cpu --precision fp16": "precision: fp16 needs a CUDA GPU",
         "--batch_size 0": "batch_size: 0 is not allowed",
-        f"--out {tmp_path / 'file'}": "out: .*file cannot be written",
+        f"--out {tmp_path / 'file'}": "out: .*file is a file; takes a folder's name",
     }.items():
         with pytest.raises(InputError, match=says):
             nntest.main(["--checkpoint", str(run.folder), *words.split()])

@@ -63,9 +63,11 @@ def test_predictions_are_drawn(trained: tuple[UserInput, RunResult], photos: Pat
     assert [text.get_text().split()[0] for text in figure.axes[1].texts] == [label for label, _ in seen.predictions]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.array(seen.view))
     assert "after epoch 3" in figure.get_suptitle()
+    (tmp_path / "a folder.png").mkdir()
     for path, says in {
         "seen.txt": r"takes a name that ends in .csv, .png",
-        "absent/seen.png": "cannot be written",
+        "absent/seen.png": "there is no folder",
+        "a folder.png": "is a folder; takes a file's name",
     }.items():
         with pytest.raises(InputError, match=f"out: .*{says}"):
             predict.main([*words, "--out", str(tmp_path / path)])
@@ -208,7 +210,7 @@ def test_embeddings_are_drawn(
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
     assert "c4, c5: so little is learnt that E is still the noise" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="out: .*file cannot be written"):
+    with pytest.raises(InputError, match="out: .*file is a file; takes a folder's name"):
         draw_embeddings.main(["--checkpoint", str(trained[1].folder), "--out", str(tmp_path / "file")])
 
 
