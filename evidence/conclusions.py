@@ -46,7 +46,6 @@ def _of_network(answer: Answer, label: str) -> Figures:
     keys = {"top1": TOP1[EVALUATION], "top1_training_mode": TOP1[TRAINING_MODE], "train_top1": "train_top1"}
     values = {name: list(network.endpoints(key).values()) if network else [] for name, key in keys.items()}
     found: Figures = {name: mean_and_deviation(one) if one else None for name, one in values.items()}
-    found |= {f"{name}.mean": f"{statistics.mean(one):.2f}" if one else None for name, one in values.items()}
     speed = network.medians("images_per_second") if network else []
     return {
         f"{label}.{name}": figure

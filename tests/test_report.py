@@ -16,6 +16,7 @@ import report
 from command_line.errors import InputError
 from command_line.paths import LOGS, PROJECT
 from evidence import tables
+from evidence.contrasts import seeds_for
 from evidence.estimates import ESTIMATES
 from evidence.questions import EXPERIMENTS
 from evidence.runs import Run
@@ -94,6 +95,10 @@ def test_stage_1_by_hand(tmp_path: Path) -> None:
     assert "That L − R lies within ±1 point is" in chapter
     assert line(chapter, "| top-1 training", "| L − R |")[1] == "+1.50"
     assert "(4 degrees of freedom" in chapter
+    assert f"to tell 1 point apart takes {seeds_for(1.0, error, arms=3)} seeds" in chapter  # R, S, L
+    curves = next(tmp_path.rglob("stage_1-curves.svg")).read_text(encoding="utf-8")
+    for name in ("R (3 runs)", "R, training mode (3 runs)", "S, training mode (3 runs)", "L (3 runs)"):
+        assert f">{name}<" in curves
     by_itself = line(chapter, "| top-1 test, each by itself", "| L − R |")
     theirs = ttest_rel(L_EVALUATION, R_EVALUATION)
     low, high = theirs.confidence_interval(0.95)
@@ -295,9 +300,10 @@ def test_numbers_as_they_are_written() -> None:
     assert tables.spans([0, 1, 2, 4, 6, 7]) == "0–2, 4, 6–7"
 
 
-def test_a_target_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="target: there is no folder"):
-        report.main(["--target", str(tmp_path / "nowhere")])
+@pytest.mark.parametrize("name", ["target", "runs_dir", "runs"])
+def test_a_folder_that_is_not_there_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{name}: there is no folder"):
+        report.main(["--target", str(tmp_path), f"--{name}", str(tmp_path / "nowhere")])
 
 
 # ------------------------------------------------------------------------------------------ the committed results

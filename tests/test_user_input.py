@@ -86,6 +86,7 @@ def test_the_command_gives_the_settings_back() -> None:
         ("--weight_decay 1e300", "weight_decay: 1e+300 is not allowed; takes a number, at least 0, at most 2147483647"),
         ("--data_dir a\0b", r"b' is not allowed; takes a text in one line"),
         ("--image_size 0", "image_size: 0 is not allowed"),
+        ("--cutout 64", "cutout: 64 covers all of every image; takes less than 64, twice image_size"),
         ("--initial_lr nan", "initial_lr: nan is not allowed; takes a number, above 0"),
         ("--initial_lr 0", "initial_lr: 0.0 is not allowed"),
         ("--bn_momentum 1.5", "bn_momentum: 1.5 is not allowed; takes a number, above 0, at most 1"),

@@ -188,6 +188,13 @@ def test_times_that_are_missing_are_dashes(root: Path) -> None:
     assert f"| {OURS} | – | – | 15.0 ± 0.0 (3) | – | – |" in text
 
 
+def test_a_pause_does_not_count_in_the_times(root: Path) -> None:
+    rows = rows_of(root, 0)
+    rows[0]["train_seconds"] = 5000.0
+    write_rows(root, 0, rows)
+    assert "| 30.0 ± 0.0 (3) |" in results(root)[0]
+
+
 def test_a_loss_that_is_not_finite_counts_as_a_failure(root: Path) -> None:
     rows = rows_of(root, 0)
     rows[1]["test_loss"] = float("nan")

@@ -40,6 +40,16 @@ def test_a_new_size_is_one_more_graph_and_the_rule_is_in_none(dynamic: bool | No
     assert not any(traced)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_compiled_layer_takes_an_empty_batch(dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    layer = LambdaLayer(8, scope=3)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(compiled(x), layer(x), atol=1e-4, rtol=1e-4)
+    assert compiled(x[:0]).shape == (0, 8, 6, 6)
+
+
 @pytest.mark.parametrize("arguments", [{"scope": 5, "intra_depth": 2}, {"position": "none"}], ids=["local", "none"])
 def test_a_local_context_is_exported_for_any_size(arguments: dict) -> None:
     layer = perturb(LambdaLayer(4, **arguments)).eval()

@@ -343,6 +343,17 @@ def test_a_file_system_that_cannot_sync_folders_is_no_failure(
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_a_run_of_the_other_model_is_named_where_there_is_none_of_this(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "Baseline" / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints.parent / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="there is no run with a checkpoint in .*Lambda$"):
+        find_run(tmp_path / "Lambda")
+    (checkpoints / "epoch0001.pt").touch()
+    with pytest.raises(InputError, match="Lambda; there is one with --model baseline$"):
+        find_run(tmp_path / "Lambda")
+
+
 def test_runs_that_cannot_be_gone_on_with_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
