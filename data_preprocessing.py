@@ -83,7 +83,8 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     with one_before_the_others():
         source = sources.read_source(args.dataset, args.data_path, folder_options(args))
     train, validation = _train_and_validation(args, source)
-    check_shares(len(train), args.batch_size, args.sync_batch_norm, paired=bool(args.mixup or args.cutmix))
+    paired = bool(args.mixup or args.cutmix)
+    check_shares(len(train), args.batch_size, args.sync_batch_norm, paired, args.accumulate)
     parts = [part for part in (train, source.test, validation) if part is not None]
     images = len(train) + len(source.test)
     in_memory = args.crops == "crop" and fits_in_memory(args.image_size, images, args.memory_gib)

@@ -156,7 +156,7 @@ def distances(rows: int, columns: int) -> Tensor:
 
 
 def reach(embedding: Tensor) -> float:
-    """The mean distance, in positions, of what a query's position lambda sums up, weighted by ‖E‖²."""
+    """The mean distance, in positions, of what a query's position lambda sums up, weighted by ‖E‖²; nan for 0."""
     weight = strength(embedding).square()
     return float((distances(*weight.shape) * weight).sum() / weight.sum())
 
@@ -210,7 +210,8 @@ def _stage_figure(layers: dict[str, Tensor], begun: dict[str, Tensor], title: st
         figure.colorbar(right.imshow(strength(learnt).numpy(), cmap="viridis", vmin=0), ax=right)
         sides = " × ".join(map(str, embedding.shape[2:]))
         left.set_ylabel(f"{name}\n{sides}", rotation="horizontal", ha="right", va="center")
-        right.set_xlabel(f"reach {reach(learnt):.1f}, r {correlation(embedding, begun[name]):.2f}", fontsize=8)
+        far = f"reach {reach(learnt):.1f}" if learnt.any() else "nothing learnt"
+        right.set_xlabel(f"{far}, r {correlation(embedding, begun[name]):.2f}", fontsize=8)
         for axes in (left, middle, right):
             axes.set(xticks=[], yticks=[])
     figure.suptitle(f"{title}\nby offset m − n, a panel for each key channel", fontsize=9)

@@ -87,7 +87,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
 
 
 def _schedule(config: dict[str, Any]) -> str:
-    """`90 epochs of 390 steps; learning rate 0.0005 … in epoch 1, at most 0.0025 in epoch 5, 0 in epoch 90`."""
+    """`90 epochs of 390 steps; learning rate 0.0005 at the first step, at most 0.0025 (epoch 5), 0 at the last`."""
     rates, settings = config["learning_rates"], config["settings"]
     steps = config["data"]["train_images"] // settings["batch_size"]
     highest = max(range(len(rates)), key=lambda epoch: max(rates[epoch]))
@@ -134,6 +134,10 @@ def _line(row: dict[str, Any], total_seconds: float) -> str:
 
 def _width(part: str) -> int:
     return max(12, len(f"{part}: loss") + 1)
+
+
+def _predictions_file(epoch: int) -> str:
+    return f"epoch{epoch:04d}.npz"
 
 
 class RunLog:
@@ -213,7 +217,12 @@ class RunLog:
         folder = self.folder / PREDICTIONS
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"epoch{epoch:04d}.npz", content.getvalue())
+            write_atomically(folder / _predictions_file(epoch), content.getvalue())
+
+    def drop_predictions(self, epoch: int) -> None:
+        """Let go of those of an epoch, where there are any."""
+        with writing(self.folder):
+            (self.folder / PREDICTIONS / _predictions_file(epoch)).unlink(missing_ok=True)
 
     @contextmanager
     def attempting(self, what: str) -> Iterator[None]:
@@ -275,6 +284,9 @@ class NoLog:
         pass
 
     def predictions(self, tests: dict[str, Evaluation], epoch: int) -> None:
+        pass
+
+    def drop_predictions(self, epoch: int) -> None:
         pass
 
     def tested(self, found: Evaluation, tested: ImagesOfTest, epochs_done: int) -> None:

@@ -40,12 +40,12 @@ from command_line.errors import InputError, one_line_errors
 from command_line.paths import quoted, shown, typed
 from command_line.settings import counted
 from data_preprocessing import Data, centre_view, load_data
-from data_sources.fingerprint import differences
-from fine_tuning.transfer import told
+from fine_tuning.transfer import told_of_start
 from log_data import NoLog, RunLog, start_config
-from model_preparation import MakeModel, Training, build_model, learning_rates, prepare_training
+from model_preparation import MakeModel, Training, build_model, first_averaged, learning_rates, prepare_training
 from nntest import evaluate, evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
+from run_state.changes import check_same_data, take_over
 from run_state.checkpoints import RunState, load_checkpoint
 from run_state.ending import finished_run, network_name, what_next
 from run_state.initial_weights import put_weights
@@ -60,7 +60,6 @@ from run_state.run_folder import (
     has_checkpoint,
     locked,
     make_run_folder,
-    read_config,
 )
 from run_state.saving import Saver
 from scoring.evaluation import Evaluation
@@ -88,7 +87,7 @@ class RunResult:
     test_top1: float
     best_epoch: int  # by the validation images where there are any, else by the test images; for information
     best_top1: float
-    seconds: float  # training and test of all epochs
+    seconds: float  # training and tests of all epochs
     images_per_second: float  # in training
     stopped_by: int | None = None  # the signal that ended it early
 
@@ -164,10 +163,16 @@ def train(
 
 
 def tell_epoch(args: UserInput, log: RunLog | NoLog, state: RunState, tests: dict[str, Evaluation]) -> None:
-    """Write what an epoch came to, and its predictions where the settings say so."""
+    """Write what an epoch came to, and its predictions where the settings say so.
+
+    With patience, every epoch may be the last: so the predictions of the last ones so far are kept.
+    """
+    done, kept = state.epochs_done, args.keep_predictions
     log.epoch(state.rows[-1], total_seconds(state))
-    if state.epochs_done > args.last_epoch - args.keep_predictions:
-        log.predictions(tests, state.epochs_done)
+    if kept and (args.patience is not None or done > args.last_epoch - kept):
+        log.predictions(tests, done)
+        if args.patience is not None:
+            log.drop_predictions(done - kept)
 
 
 def open_folder(args: UserInput) -> Path:
@@ -188,34 +193,15 @@ def begin_or_resume(
     if not on_main(has_checkpoint, folder):
         state = RunState(on_main(start_config, args, data, training) | facts)
         log = open_log(folder, state, data)
-        log.begin([*data.notes, *(told(state.config["init"]) if "init" in state.config else [])])
+        log.begin([*data.notes, *told_of_start(state.config.get("init"), args.frozen)])
         return state, log
     on_main(check_same_data, folder, data)
     state, lines = load_checkpoint(folder, args, training)
-    lines += other_counts(state.config["data"], data)
+    lines += take_over(state.config, args, folder, data)
     log = open_log(folder, state, data)
     done = counted(state.epochs_done, "epoch"), counted(state.progress.steps, "step")
     log.say("\n".join([*lines, f"resumed after {done[0]} and {done[1]} of the next"]))
     return state, log
-
-
-def check_same_data(folder: Path, data: Data) -> None:
-    """Refuse to go on with a run on other data than it was begun with.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    saved = read_config(folder).get("data")
-    if isinstance(saved, dict) and (found := differences(saved, data.classes, data.fingerprint)):
-        raise InputError(f"data_dir: the data are not those that {folder} was begun with: {'; '.join(found)}")
-
-
-def other_counts(saved: dict[str, Any], data: Data) -> list[str]:
-    """A line on images that have come or gone since a run of an earlier version began, which kept no fingerprint."""
-    before, now = (saved["train_images"], saved["test_images"]), (data.train.images, data.test.images)
-    if "fingerprint" in saved or before == now:
-        return []
-    return [f"begun with {before[0]:,} training and {before[1]:,} test images; there are {now[0]:,} and {now[1]:,} now"]
 
 
 def open_log(folder: Path, state: RunState, data: Data) -> RunLog | NoLog:
@@ -234,7 +220,7 @@ def run_epoch(
 ) -> dict[str, Evaluation]:
     """Train and test once and move `state` on; the tests by their names.
 
-    None where the epoch was left early: at a stop, or for a checkpoint, from where the next call goes on.
+    No test where the epoch was left early: at a stop, or for a checkpoint, from where the next call goes on.
     """
     training, epoch, steps = step.training, state.epochs_done + 1, len(data.train)
     reset_peak_memory(training.device)
@@ -247,12 +233,13 @@ def run_epoch(
     )
     if state.progress.steps < steps:
         return {}
-    tests = None
+    tests, started = None, time.perf_counter()
     with stop.keeping_errors():
         tests = run_tests(args, data, training, epoch, stop)
     if tests is None:
         return {}
-    state.rows.append(epoch_row(epoch, args, steps, training.device, state.progress, tests))
+    tested_in = time.perf_counter() - started
+    state.rows.append(epoch_row(epoch, args, steps, training.device, state.progress, tests, tested_in))
     state.progress = EpochProgress(skipped=state.progress.skipped)
     training.end_epoch()
     return tests
@@ -300,8 +287,12 @@ def epoch_row(
     device: torch.device,
     trained: EpochProgress,
     tests: dict[str, Evaluation],
+    tested_in: float,
 ) -> dict[str, Any]:
-    """The epoch's line of metrics.jsonl; the learning rate is that of the first of its `steps`."""
+    """The epoch's line of metrics.jsonl; the learning rate is that of the first of its `steps`.
+
+    All its tests together took `tested_in` seconds.
+    """
     row = {
         "epoch": epoch,
         "learning_rate": learning_rates(args, steps)[epoch - 1][0],
@@ -310,7 +301,7 @@ def epoch_row(
         "test_loss": tests["test"].loss,
         "test_top1": tests["test"].top1,
         "train_seconds": trained.seconds,
-        "test_seconds": tests["test"].seconds,
+        "test_seconds": tested_in,
         "images_per_second": trained.images_per_second,
         "peak_memory_gib": peak_memory(device) / 2**30,
         "finished": time.time(),
@@ -323,7 +314,7 @@ def epoch_row(
 
 
 def total_seconds(state: RunState) -> float:
-    """Training and test of all the epochs so far, those before a resumption included."""
+    """Training and tests of all the epochs so far, those before a resumption included."""
     return sum(row["train_seconds"] + row["test_seconds"] for row in state.rows)
 
 
@@ -371,6 +362,8 @@ def last_lines(args: UserInput, make_model: MakeModel, state: RunState, result: 
     if best_file(result.folder).exists():
         best = f"epoch {result.best_epoch}, top-1 {result.best_top1:.2f} %"
         lines.append(f"best by the validation images: {best}, {shown(best_file(result.folder))}")
+    if args.average == "last_epochs" and result.epochs < (first := first_averaged(args)):
+        lines.append(f"there is no average: last_epochs takes in epochs {first} to {args.epochs}")
     run, lowest = quoted(result.folder), state.lowest_loss
     if lowest and state.out_of_patience(args):
         lines.append(

@@ -84,7 +84,7 @@ class Training:
             self.scheduler.step()
 
     def parameters(self) -> int:
-        """The number of trained numbers in the model; shared ones count once."""
+        """The number of the model's parameters; shared ones count once, frozen ones too."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,7 +269,12 @@ def make_average(args: UserInput, model: nn.Module) -> tuple[AveragedModel, int 
     """
     if args.average == "exponential":
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average_decay)), None
-    return AveragedModel(model), max(1, args.epochs - args.average_epochs + 1)
+    return AveragedModel(model), first_averaged(args)
+
+
+def first_averaged(args: UserInput) -> int:
+    """The first of the epochs that `last_epochs` averages: the last ones of the schedule, wherever the run ends."""
+    return max(1, args.epochs - args.average_epochs + 1)
 
 
 def make_scheduler(args: UserInput, optimizer: optim.Optimizer, steps: int = 1) -> optim.lr_scheduler.LambdaLR:
@@ -323,7 +328,10 @@ def _one_cycle(done: int, peak: float, top: int, last: int) -> float:
 def evaluation_logits(network: nn.Module, pixels: Tensor, flips: bool) -> Tensor:
     """(b, 3, s, s) -> (b, classes) as a test has them: with `flips`, the mean of those of each image and its mirror."""
     logits = network(pixels)
-    return (logits + network(pixels.flip(3))) / 2 if flips else logits
+    if not flips:
+        return logits
+    both = torch.stack([logits, network(pixels.flip(3))])
+    return both.mean(0, dtype=torch.promote_types(both.dtype, torch.float32))  # not rounded once more in bf16
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -174,15 +174,19 @@ def evaluate_in_training_mode(
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch, REORDERED))
     order = torch.randperm(loader.images, generator=generator)
-    while batch_size > 2 and loader.images % batch_size == 1:  # a lone image has no statistics
-        batch_size -= 1
-    reordered = loader.reordered(order, batch_size)
+    reordered = loader.reordered(order, batch_without_rest_of_one(loader.images, batch_size))
     found = evaluate(training, reordered, "test in training mode", until, training_mode=True)
     if found is None:
         return None
     back = order.argsort()
     places = {name: getattr(found, name)[back] for name in ("labels", "predicted", "confidence")}
     return dataclasses.replace(found, **places)
+
+
+def batch_without_rest_of_one(images: int, batch_size: int) -> int:
+    """The next smaller batch that leaves no lone image, which has no statistics, else the next larger one."""
+    sizes = (*range(batch_size, 1, -1), *range(batch_size + 1, images + 1))
+    return next((size for size in sizes if images % size != 1), batch_size)
 
 
 def evaluate_average(
@@ -252,6 +256,7 @@ def settings_of_test(args: UserInput, arguments: argparse.Namespace) -> UserInpu
         for name in ("dataset", "device", "precision", "batch_size", "workers")
         if getattr(arguments, name) is not None
     }
+    given["accumulate"] = 1  # a test has no use for it, and smaller batches would not go with it
     if arguments.data_dir is not None:
         if given.get("dataset", args.dataset) == "digits":
             raise InputError(

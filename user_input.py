@@ -103,7 +103,7 @@ class UserInput(Settings):
     stop_after: int | None = setting(None, before=None, minimum=1, free=True, help=
         "end after so many epochs of the schedule that `epochs` describes; none: after all of them")
     warmup_epochs: int = setting(5, minimum=0, help=
-        "epochs in which the learning rate rises to warmup_epochs × initial_lr (study: 5); a fifth of all at most")
+        "epochs in which the learning rate rises to warmup_epochs × initial_lr (study: 5); at most a fifth, rounded up")
     schedule: str = setting("epoch", before="epoch", choices=("epoch", "study", "step", "one_cycle"), help=
         "cosine of the learning rate: by epoch; study: one epoch on, so that the last has 0; by step; or both ways")
     accumulate: int = setting(1, before=1, minimum=1, help=
@@ -348,8 +348,8 @@ def _check_flips(args: UserInput) -> None:
 def _check_freeze(args: UserInput) -> None:
     if unknown := [part for part in args.frozen if part not in PARTS]:
         raise InputError(
-            f"freeze: {unknown[0] or 'nothing'} is not allowed; takes {ALL_BUT_HEAD}, or some of {', '.join(PARTS)}, "
-            "such as stem,c2"
+            f"freeze: {unknown[0] or 'nothing'} is not allowed; takes {ALL_BUT_HEAD} alone, or some of "
+            f"{', '.join(PARTS)}, such as stem,c2"
         )
 
 

@@ -47,10 +47,11 @@ class OrderedLoader(Loader, Protocol):
         ...
 
 
-def check_shares(images: int, batch_size: int, sync_batch_norm: bool, paired: bool = False) -> None:
+def check_shares(images: int, batch_size: int, sync_batch_norm: bool, paired: bool = False, pieces: int = 1) -> None:
     """Refuse a batch that the processes cannot share out evenly, or that leaves one of them too little for batch norm.
 
-    Where images are `paired`, each with the one half a batch further on, a process has both of them.
+    Where images are `paired`, each with the one half a batch further on, a process has both of them. It computes its
+    share in so many `pieces`.
 
     Raises:
         InputError: naming what is too small.
@@ -68,6 +69,13 @@ def check_shares(images: int, batch_size: int, sync_batch_norm: bool, paired: bo
     if paired and size() > 1 and training_batch(batch_size, images) % (2 * size()):
         raise InputError(
             f"batch_size: {batch_size} images, mixed in pairs, cannot be shared out evenly among {size()} processes"
+        )
+
+    own = training_batch(batch_size, images) // size()
+    if pieces > 1 and own < 2 * pieces:
+        raise InputError(
+            f"accumulate: {pieces} pieces of the {own} images that a process has of a batch are too small, since batch "
+            f"norm needs two images in each; takes at most {max(1, own // 2)}"
         )
 
 

@@ -62,6 +62,7 @@ class StreamLoader:
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_main,
+            generator=torch.Generator(),  # else it draws from the global one, whose state a checkpoint keeps
         )
         for pixels, labels in _batches_of(loader):
             there = torch.from_numpy(labels).to(self.device, non_blocking=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from command_line.errors import InputError
+from command_line.settings import counted
 from fine_tuning.parts import part_of
 from resnet_lambda import resized_state
 
@@ -80,9 +81,16 @@ def unwrapped(state: Mapping[str, Any], own: Iterable[str]) -> dict[str, Tensor]
     return tensors
 
 
+def told_of_start(done: Mapping[str, Any] | None, frozen: Sequence[str]) -> list[str]:
+    """What `transfer` has done, or None for nothing, and of what is `frozen` the layers that no weights came for."""
+    lines = [] if done is None else told(done)
+    drawn = ", ".join(frozen) if done is None else _some(key for key in done["made_anew"] if part_of(key) in frozen)
+    return [*lines, f"frozen, though drawn at random: {drawn}"] if drawn else lines
+
+
 def told(done: Mapping[str, Any]) -> list[str]:
     """What `transfer` has done, in three lines."""
-    epochs = "" if done["epochs"] is None else f" after {done['epochs']} epochs"
+    epochs = "" if done["epochs"] is None else f" after {counted(done['epochs'], 'epoch')}"
     resized = f", {len(done['resized'])} position embeddings resized" if done["resized"] else ""
     return [
         f"weights of {done['from']}{epochs}: {_by_part(done)}{resized}",

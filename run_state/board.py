@@ -187,7 +187,7 @@ def _agree(events: list[tuple[Event, Any]], rows: list[dict[str, Any]]) -> bool:
     """Whether an event file has no other figures of these epochs: it may be another run's."""
     figures = {(tag, row["epoch"]): row[key] for row in rows for key, tag in TAGS.items() if key in row}
     return all(
-        value.simple_value == np.float32(figures[value.tag, event.step])
+        np.array_equal(value.simple_value, np.float32(figures[value.tag, event.step]), equal_nan=True)
         for event, value in events
         if (value.tag, event.step) in figures
     )

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import io
 import json
+import math
 import os
 import random
 import zipfile
@@ -88,7 +89,9 @@ class RunState:
     def lowest_loss(self) -> dict[str, Any] | None:
         """The first row of those with the lowest loss on the validation images; None where there are none."""
         judged = [row for row in self.rows if "validation_loss" in row]
-        return min(judged, key=lambda row: row["validation_loss"]) if judged else None
+        if not judged:
+            return None
+        return min(judged, key=lambda row: (math.isnan(row["validation_loss"]), row["validation_loss"]))
 
     def out_of_patience(self, args: UserInput) -> bool:
         """Whether the loss on the validation images has not fallen for as many epochs as the settings allow."""

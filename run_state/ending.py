@@ -37,9 +37,9 @@ def finished_run(args: UserInput) -> tuple[Path, RunState] | None:
         saved = read_checkpoint(checkpoint_files(folder)[-1])
         state = RunState(saved["config"], saved["rows"], EpochProgress(**saved["progress"]))
         check_state(state)
-        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        own = saved["config"]["id"] == config["id"] and rows == state.rows
-        written = (folder / CONFUSION).exists() and has_every_epoch(folder, rows)
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        own = saved["config"]["id"] == config["id"] and lines == [json.dumps(row) for row in state.rows]
+        written = (folder / CONFUSION).exists() and has_every_epoch(folder, state.rows)
         whole = own and written and state.ended(args) and has_best(folder, state)
     except Exception:  # whatever is missing or damaged is to be done again
         return None

@@ -49,7 +49,7 @@ def follow(
         for done, (pixels, labels) in enumerate(batches, start=1):
             at = before.steps + done
             due = is_due(at, steps, epoch)
-            rate = float(step.training.optimizer.param_groups[0]["lr"]) if due else 0.0
+            rate = float(step.training.optimizer.param_groups[-1]["lr"]) if due else 0.0  # the head's
             yield pixels, labels
             images += len(labels)
             bar.update()

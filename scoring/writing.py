@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,13 +54,18 @@ def figures(found: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
     """The figures of a test, as test.json has them; percent, and the calibration error in percentage points."""
     return {
         "images": found.images,
-        "loss": found.loss,
+        "loss": _finite(found.loss),
         "top1": found.top1,
         "top5": found.top5,
-        "calibration_error": found.calibration_error,
+        "calibration_error": _finite(found.calibration_error),
         "calibration_bins": BINS,
         "classes": {score.name: {"images": score.images, "top1": score.top1} for score in found.of_classes(classes)},
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def summary(found: Evaluation, classes: Sequence[str]) -> str:

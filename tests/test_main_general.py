@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from run_tools import assert_same_run, figures, half_done, read_metrics, scalars, start, wait_for_epochs
+from run_tools import assert_same_run, figures, half_done, read_metrics, scalars, small_run, start, wait_for_epochs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -389,3 +391,29 @@ def test_bad_input_writes_nothing(small: UserInput, tmp_path: Path) -> None:
         with pytest.raises(InputError):
             main(dataclasses.replace(small, **changes))
     assert not small.runs_path.exists()
+
+
+def test_the_seconds_of_an_epochs_tests_are_those_of_them_all(
+    shallow: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+
+    def taking(seconds: float, name: str) -> None:
+        whole = getattr(main_general, name)
+
+        def test(*arguments):
+            nonlocal clock
+            clock += seconds
+            return whole(*arguments)
+
+        monkeypatch.setattr(main_general, name, test)
+
+    taking(1.0, "evaluate")
+    taking(10.0, "evaluate_in_training_mode")
+    taking(100.0, "evaluate_average")
+    monkeypatch.setattr(main_general, "time", SimpleNamespace(perf_counter=lambda: clock, time=time.time))
+    tests = {"validation_fraction": 0.3, "also_test_in_training_mode": True, "average": "exponential"}
+    result = main(small_run(photos, tmp_path, stages="CCCC", epochs=2, **tests))
+    rows = read_metrics(result.folder)
+    assert [row["test_seconds"] for row in rows] == [112.0, 112.0]
+    assert result.seconds == pytest.approx(224.0 + sum(row["train_seconds"] for row in rows))

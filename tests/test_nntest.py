@@ -12,7 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_preprocessing import load_data
 from model_preparation import prepare_training
-from nntest import REESTIMATED_ON, evaluate, evaluate_average, evaluate_in_training_mode
+from nntest import (
+    REESTIMATED_ON,
+    batch_without_rest_of_one,
+    evaluate,
+    evaluate_average,
+    evaluate_in_training_mode,
+)
 from nntrain import EpochProgress, TrainingStep, train_epoch
 from user_input import UserInput
 
@@ -75,9 +81,17 @@ def test_training_mode_takes_each_batchs_statistics_and_changes_nothing(trained)
     assert again.loss == other.loss
 
 
-def test_a_last_batch_of_one_image_is_avoided(trained) -> None:
+@pytest.mark.parametrize("batch_size", [14, 2])
+def test_a_last_batch_of_one_image_is_avoided(trained, batch_size: int) -> None:
     data, training = trained()
-    assert evaluate_in_training_mode(training, data.test, 14, 0, 1).images == 15  # in place of 14 and 1: 13 and 2
+    assert evaluate_in_training_mode(training, data.test, batch_size, 0, 1).images == 15
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "taken"), [(15, 8, 8), (15, 14, 13), (15, 2, 3), (7, 3, 4), (13, 4, 5), (1, 4, 4)]
+)
+def test_the_batches_that_leave_no_lone_image_by_hand(images: int, asked: int, taken: int) -> None:
+    assert batch_without_rest_of_one(images, asked) == taken
 
 
 def test_the_exponential_average_is_the_formula(small: UserInput) -> None:

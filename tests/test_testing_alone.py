@@ -174,3 +174,9 @@ def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(shallow: N
     files = [row["file"] for row in table(folder / "predictions.csv")]
     assert files == sorted(files, key=int)
     assert len(set(files)) == 360
+
+
+def test_a_runs_pieces_do_not_hinder_smaller_batches() -> None:
+    words = argparse.Namespace(dataset=None, device=None, precision=None, batch_size=2, workers=None, data_dir=None)
+    args = nntest.settings_of_test(UserInput(batch_size=8, accumulate=4), words)
+    assert (args.batch_size, args.accumulate) == (2, 1)

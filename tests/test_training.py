@@ -14,6 +14,7 @@ from LabelSmoothing import LabelSmoothing
 from model_preparation import (
     Training,
     build_model,
+    evaluation_logits,
     learning_rate_factor,
     learning_rates,
     make_optimizer,
@@ -379,3 +380,26 @@ def test_shares_of_classes_train_as_labels_do() -> None:
     steps[0](pixels, labels)
     steps[1](pixels, F.one_hot(labels, 10).float())
     torch.testing.assert_close(steps[0].sums, steps[1].sums, rtol=1e-6, atol=0)
+
+
+def test_gradients_are_shortened_by_their_own_length_and_not_by_the_scaled_one() -> None:
+    def moved(scale: float | None) -> Tensor:
+        training = small_training(optimizer="sgd", momentum=0.0, weight_decay=0.0, initial_lr=1.0, clip_gradients=0.01)
+        if scale is not None:
+            training.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        before = torch.cat([parameter.detach().flatten() for parameter in training.model.parameters()])
+        TrainingStep(training)(*batch(8))
+        return torch.cat([parameter.detach().flatten() for parameter in training.model.parameters()]) - before
+
+    torch.testing.assert_close(moved(1024.0), moved(None), rtol=1e-4, atol=1e-8)
+
+
+def test_the_logits_of_an_image_and_its_mirror_are_averaged_in_float32() -> None:
+    def network(pixels: Tensor) -> Tensor:
+        return pixels[:, 0, :1, 0].bfloat16() if pixels.dtype == torch.float32 else pixels[:, 0, :1, 0]
+
+    pixels = torch.tensor([1.0, 1.0078125]).expand(1, 3, 1, 2)  # next to each other in bf16
+    found = evaluation_logits(network, pixels, flips=True)
+    assert (found.dtype, found.item()) == (torch.float32, 1.00390625)
+    assert evaluation_logits(network, pixels.double(), flips=True).dtype == torch.float64
+    assert evaluation_logits(network, pixels, flips=False).dtype == torch.bfloat16

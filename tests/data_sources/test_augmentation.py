@@ -140,3 +140,35 @@ def test_a_stream_of_large_images_draws_for_each_image(small: UserInput) -> None
     one, other = batches(plain)[0][0], batches(dataclasses.replace(plain, auto_augment="rand"))[0][0]
     assert one.shape == other.shape
     assert sum(not torch.equal(a, b) for a, b in zip(one, other, strict=True)) > len(one) // 2
+
+
+class Alike:
+    """An epoch of 20 batches that are all the same."""
+
+    images = 80
+
+    def __len__(self) -> int:
+        return 20
+
+    def batches(self, epoch: int = 0, first: int = 0):
+        for _ in range(20):
+            yield torch.ones(4, 3, 16, 16), torch.arange(4)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(cutout=6), Mixing(mixup=1.0), Mixing(cutmix=1.0)])
+def test_each_batch_epoch_and_seed_has_draws_of_its_own(mixing: Mixing) -> None:
+    def drawn(seed: int, epoch: int) -> list[torch.Tensor]:
+        batches = MixedLoader(Alike(), mixing, batch_size=4, classes=4, seed=seed).batches(epoch)
+        return [torch.cat([pixels.flatten(), labels.flatten()]) for pixels, labels in batches]
+
+    first = drawn(0, 1)
+    assert all(torch.equal(one, other) for one, other in zip(first, drawn(0, 1), strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(torch.cat(first), torch.cat(drawn(0, 2)))
+    assert not torch.equal(torch.cat(first), torch.cat(drawn(1, 1)))
+
+
+def test_cutout_draws_a_place_for_each_image() -> None:
+    loader = MixedLoader(Alike(), Mixing(cutout=6), batch_size=4, classes=4, seed=0)
+    pixels, _ = next(loader.batches(1))
+    assert len({tuple(image.flatten().tolist()) for image in pixels}) == 4

@@ -1,6 +1,9 @@
+import pytest
 import torch
 
-from data_sources.batches import evaluation_batch, mix
+from command_line.errors import InputError
+from data_sources import batches
+from data_sources.batches import check_shares, evaluation_batch, mix
 
 CPU = torch.device("cpu")
 
@@ -14,3 +17,11 @@ def test_a_gpu_is_tested_on_larger_batches() -> None:
     assert evaluation_batch(96, 32, CPU) == 96
     assert evaluation_batch(96, 32, torch.device("cuda")) == 1024
     assert evaluation_batch(96, 224, torch.device("cuda")) == 96
+
+
+def test_pieces_are_those_of_a_process_and_not_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shares(100, 8, sync_batch_norm=False, pieces=4)
+    monkeypatch.setattr(batches, "size", lambda: 2)
+    with pytest.raises(InputError, match="^accumulate: 4 pieces of the 4 images .* takes at most 2$"):
+        check_shares(100, 8, sync_batch_norm=False, pieces=4)
+    check_shares(100, 8, sync_batch_norm=False, pieces=2)

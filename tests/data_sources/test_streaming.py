@@ -3,13 +3,17 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SIDE, TEST, write_images
 from loader_tools import gathered
+from PIL import Image
+from torchvision.transforms import v2
 
 from command_line.errors import InputError
-from data_preprocessing import load_data
+from data_preprocessing import AugmentedLoader, load_data
+from data_sources.batches import mix
 from data_sources.streaming import StreamLoader, _Stream
 from user_input import UserInput
 
@@ -57,3 +61,32 @@ def test_an_unreadable_image_is_named(tmp_path: Path, small: UserInput, how: str
     args = args if workers is None else streaming(args, workers=workers)
     with pytest.raises(InputError, match=r"^data_dir: \S*one/03.png is no readable image[^\n]*$"):
         gathered(load_data(args, CPU).train)
+
+
+def test_streamed_crops_are_torchvisions_of_draws_by_seed_epoch_and_image(small: UserInput) -> None:
+    train = load_data(streaming(small, workers=0, seed=3), CPU).train
+    theirs = v2.Compose([v2.RandomResizedCrop(SIDE), v2.RandomHorizontalFlip()])
+    order = train._order(2)
+    pixels, _ = next(train.pixels([order[:8]], epoch=2))
+    for i, ours in zip(order, pixels, strict=False):
+        torch.manual_seed(mix(3, 2, i))
+        assert np.array_equal(ours, theirs(train.image_set.read(i)))
+    assert order not in (train._order(1), dataclasses.replace(train, seed=4)._order(2))
+
+
+def test_streamed_digits_are_never_mirrored() -> None:
+    args = UserInput(dataset="digits", image_size=8, memory_gib=0.0, workers=0)
+    crops = load_data(dataclasses.replace(args, augmentation="resized_crop"), CPU).train
+    half = Image.fromarray(np.repeat([[0] * 4 + [255] * 4], 8, axis=0).astype(np.uint8)).convert("RGB")
+    drawn = [np.asarray(crops.transform(half)).mean((0, 2)) for _ in range(40)]
+    assert all(np.all(np.diff(columns) >= 0) for columns in drawn)
+    streamed, held = (load_data(dataclasses.replace(args, memory_gib=gib), CPU).train for gib in (0.0, 2.0))
+    assert isinstance(held, AugmentedLoader)
+    for ours, theirs in zip(next(streamed.batches(1)), next(held.batches(1)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_pass_draws_nothing_from_the_global_generator(small: UserInput) -> None:
+    before = torch.get_rng_state()
+    gathered(load_data(streaming(small, workers=0), CPU).train)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from command_line.errors import InputError
-from fine_tuning.transfer import Weights, told, transfer, unwrapped
+from fine_tuning.transfer import Weights, told, told_of_start, transfer, unwrapped
 from lambda_layer import LambdaLayer
 from resnet import DEPTHS
 from resnet_lambda import build_lambda_resnet
@@ -104,3 +104,14 @@ def test_weights_of_which_nothing_fits_are_refused() -> None:
     absolute = network(position="absolute")
     with pytest.raises(InputError, match="^init_from: there: weights do not fit: layer3.0.conv2.embedding has 5 pos"):
         transfer(Weights("there", odd), absolute, CLASSES)
+
+
+def test_what_is_frozen_as_it_was_drawn_is_told() -> None:
+    assert told_of_start(None, ()) == []
+    assert told_of_start(None, ("stem", "c2")) == ["frozen, though drawn at random: stem, c2"]
+    done = {"from": "a.pt", "epochs": 1, "taken": ["conv1.weight"], "resized": [], "left_out": []}
+    done["made_anew"] = ["layer1.0.conv2.weight", "layer2.0.conv2.weight", "fc.weight"]
+    lines = told_of_start(done, ("stem", "c2"))
+    assert lines[0] == "weights of a.pt after 1 epoch: stem"
+    assert lines[-1] == "frozen, though drawn at random: layer1.*.conv2"
+    assert told_of_start(done, ("stem",)) == told(done)

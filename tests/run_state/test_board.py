@@ -187,3 +187,9 @@ def test_another_runs_event_file_is_not_taken_over(whole: RunResult, photos: Pat
     ours, expected = scalars(folder), scalars(whole.folder)
     assert ours["loss/test"] == expected["loss/test"]
     assert STEP_TAGS["loss"] not in ours
+
+
+def test_the_rate_of_a_point_is_the_heads(photos: Path, tmp_path: Path) -> None:
+    args = small_run(photos, tmp_path, epochs=1, stages="CCCC", body_lr_factor=0.1, weight_decay_on="weights")
+    points = scalars(main(args).folder)[STEP_TAGS["learning_rate"]]
+    assert [value for _, value in points] == pytest.approx([args.initial_lr] * len(points))

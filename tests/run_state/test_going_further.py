@@ -1,6 +1,7 @@
 """Other epochs than a run was begun with, batches in pieces, and an end where validation gets no better."""
 
 import dataclasses
+import math
 import re
 import shlex
 from pathlib import Path
@@ -157,10 +158,14 @@ def losses(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_ends_where_validation_gets_no_better_and_goes_on_at_ones_wish(
-    finished: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[UserInput, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     args = dataclasses.replace(finished[0], validation_fraction=0.2, epochs=7, checkpoint_every=5)
-    losses([0.9, 0.5, 0.7, 0.5, 0.4, 0.6, 0.6], monkeypatch)
+    args = dataclasses.replace(args, keep_predictions=2, average="last_epochs", average_epochs=3)
+    losses([math.nan, 0.5, 0.7, 0.5, 0.4, 0.6, 0.6], monkeypatch)
     whole = main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole")))
     assert whole.epochs == 7  # patience is off by default
     result = main(dataclasses.replace(args, runs_dir=str(tmp_path / "runs"), patience=2))
@@ -169,11 +174,20 @@ def test_a_run_ends_where_validation_gets_no_better_and_goes_on_at_ones_wish(
     assert (result.folder / "confusion.csv").exists()
     log = (result.folder / "log.txt").read_text()
     assert "ended after 4 of 7 epochs, since the validation loss has not fallen for 2 (lowest: 0.5000, epoch 2)" in log
+    assert "there is no average: last_epochs takes in epochs 5 to 7\n" in log
+    assert predictions(result.folder) == ["epoch0003.npz", "epoch0004.npz"]
     assert re.search(r"go on all the same with: python main_general.py --resume \S+ --patience none\n", log)
     again = main(load_settings(["--resume", str(result.folder), "--patience", "2"]))
     assert again.epochs == 4
     gone_on = main(load_settings(["--resume", str(result.folder), "--patience", "none"]))
     assert_same_run(gone_on.folder, whole.folder)
+    assert predictions(whole.folder) == ["epoch0006.npz", "epoch0007.npz"]
+    assert main(load_settings(["--resume", str(whole.folder)])) == whole  # which knows its NaN again
+    assert "nothing was done" in capsys.readouterr().out
+
+
+def predictions(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "predictions").iterdir())
 
 
 def test_patience_takes_validation_images(finished: tuple[UserInput, RunResult]) -> None:

@@ -295,3 +295,11 @@ def test_a_classifier_sees_mirrors_where_the_runs_test_does(trained: tuple[UserI
     with torch.no_grad():
         one, other = (Classifier(network).eval()(each) for each in (pixels, pixels.flip(3)))
         torch.testing.assert_close(Classifier(mirrored).eval()(pixels), (one + other) / 2)
+
+
+def test_an_embedding_that_has_learnt_nothing_has_no_reach() -> None:
+    begun, other = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    figure = draw_embeddings._stage_figure({"a": begun, "b": other}, {"a": begun, "b": begun}, "")
+    labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert labels[0] == "nothing learnt, r 1.00"
+    assert labels[1].startswith("reach ")

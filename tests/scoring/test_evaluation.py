@@ -1,6 +1,7 @@
 """The figures that are read off a test, against loops, numbers by hand and scikit-learn."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -116,3 +117,9 @@ def test_mistakes_are_drawn_with_both_names_whatever_they_are() -> None:
     assert titles[1].startswith("\\$x\\$ 50.0 %\nis ")
     np.testing.assert_array_equal(axes.get_images()[1].get_array()[0, 0], [8, 0, 0])
     mistakes.as_figure([], 0, 10).canvas.draw()
+
+
+def test_figures_that_are_no_numbers_are_null_in_json() -> None:
+    none = dataclasses.replace(EXAMPLE, loss=float("nan"), confidence=torch.full((6,), float("nan")))
+    read = json.loads(json.dumps(figures(none, CLASSES), allow_nan=False))
+    assert (read["loss"], read["top1"]) == (None, 50.0)
