@@ -5,6 +5,7 @@ Every module raises `InputError` for it; every script runs inside `one_line_erro
 
 import argparse
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,15 @@ class InputError(ValueError):
     """A setting, file, folder or device that cannot be used; the message names it and says what is allowed."""
 
 
+# argparse's words, and those in which all else is refused: the name, what is wrong, what is allowed
+ARGPARSE = (
+    (r"^argument (?:--)?(\w+)", r"\1"),
+    (r"expected (?:at least )?one argument", "a value is missing (--help says which are allowed)"),
+    (r"invalid int value: '(.*)'", r"\1 is not allowed; takes a whole number"),
+    (r"^unrecognized arguments: (\S+).*", r"\1 is not a flag (--help lists them all)"),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Refuses in one line; in a flag, hyphens may stand for underscores, and the other way round."""
 
@@ -46,6 +56,8 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def error(self, message: str) -> NoReturn:
+        for pattern, words in ARGPARSE:
+            message = re.sub(pattern, words, message)
         raise InputError(message)
 
 

@@ -117,8 +117,9 @@ def test_the_scale_is_part_of_a_run(tmp_path: Path) -> None:
         ("--keep_estimates", "keep_estimates: takes --dry-run"),
         ("--dataset imagefolder", "data_name: an imagefolder has no name"),
         ("--dataset digits --runs resnet", "runs: no run is called resnet"),
-        ("--seeds one", "invalid int value: 'one'"),
-        ("--sede 1", "unrecognized arguments"),
+        ("--seeds one", "^seeds: one is not allowed; takes a whole number"),
+        ("--seeds", "^seeds: a value is missing"),
+        ("--sede 1", "^--sede is not a flag"),
     ],
 )
 def test_bad_command_lines_are_refused_in_one_line(flags: str, says: str) -> None:

@@ -103,9 +103,13 @@ def test_the_command_gives_the_settings_back() -> None:
         ("--scope 7 --position absolute", "scope: a window needs position relative, not absolute"),
         ("--scope 7 --position none", "scope: a window needs position relative, not none"),
         ("--seed -1", "seed: -1 is not allowed"),
-        ("--resume False", "--resume: False is no folder; type --resume for latest, --resume FOLDER, or leave it out"),
-        ("--resume True", "argument --resume: True is no folder; type --resume for latest, --resume FOLDER, or leave"),
+        (
+            "--resume False",
+            "error: resume: False is no folder; type --resume for latest, --resume FOLDER, or leave it out",
+        ),
+        ("--resume True", "error: resume: True is no folder; type --resume for latest, --resume FOLDER, or leave"),
         ("--deterministic yes", "yes is not a flag; --deterministic takes no value: it is --deterministic or --no-det"),
+        ("--seed", "error: seed: a value is missing (--help says which are allowed)"),
         ("--seed 1 baseline", "baseline is not a flag (--help lists them all)"),
     ],
 )
