@@ -115,18 +115,28 @@ def test_pairs_that_processes_cannot_share_out_are_refused(mixed: UserInput, mon
     load_data(dataclasses.replace(mixed, batch_size=6, mixup=0.0, cutmix=0.0), CPU)
 
 
+@dataclasses.dataclass
+class Alike:
+    """An epoch of so many batches that are all the same: four images of as many classes."""
+
+    number: int
+    pixels: torch.Tensor
+
+    @property
+    def images(self) -> int:
+        return 4 * self.number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def batches(self, epoch: int = 0, first: int = 0):
+        for _ in range(first, self.number):
+            yield self.pixels, torch.arange(4)
+
+
 def test_beside_each_other_each_batch_takes_mixup_or_cutmix() -> None:
-    class Ones:
-        images = 400
-
-        def __len__(self) -> int:
-            return 100
-
-        def batches(self, epoch: int = 0, first: int = 0):
-            for _ in range(100):
-                yield torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16), torch.arange(4)
-
-    loader = MixedLoader(Ones(), Mixing(mixup=1.0, cutmix=1.0), batch_size=4, classes=4, seed=0)
+    plain = Alike(100, torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16))
+    loader = MixedLoader(plain, Mixing(mixup=1.0, cutmix=1.0), batch_size=4, classes=4, seed=0)
     boxed = 0
     for pixels, labels in loader.batches(1):
         share = labels[0, 0]
@@ -142,23 +152,12 @@ def test_a_stream_of_large_images_draws_for_each_image(small: UserInput) -> None
     assert sum(not torch.equal(a, b) for a, b in zip(one, other, strict=True)) > len(one) // 2
 
 
-class Alike:
-    """An epoch of 20 batches that are all the same."""
-
-    images = 80
-
-    def __len__(self) -> int:
-        return 20
-
-    def batches(self, epoch: int = 0, first: int = 0):
-        for _ in range(20):
-            yield torch.ones(4, 3, 16, 16), torch.arange(4)
-
-
 @pytest.mark.parametrize("mixing", [Mixing(cutout=6), Mixing(mixup=1.0), Mixing(cutmix=1.0)])
 def test_each_batch_epoch_and_seed_has_draws_of_its_own(mixing: Mixing) -> None:
     def drawn(seed: int, epoch: int) -> list[torch.Tensor]:
-        batches = MixedLoader(Alike(), mixing, batch_size=4, classes=4, seed=seed).batches(epoch)
+        batches = MixedLoader(Alike(20, torch.ones(4, 3, 16, 16)), mixing, batch_size=4, classes=4, seed=seed).batches(
+            epoch
+        )
         return [torch.cat([pixels.flatten(), labels.flatten()]) for pixels, labels in batches]
 
     first = drawn(0, 1)
@@ -169,6 +168,6 @@ def test_each_batch_epoch_and_seed_has_draws_of_its_own(mixing: Mixing) -> None:
 
 
 def test_cutout_draws_a_place_for_each_image() -> None:
-    loader = MixedLoader(Alike(), Mixing(cutout=6), batch_size=4, classes=4, seed=0)
+    loader = MixedLoader(Alike(20, torch.ones(4, 3, 16, 16)), Mixing(cutout=6), batch_size=4, classes=4, seed=0)
     pixels, _ = next(loader.batches(1))
     assert len({tuple(image.flatten().tolist()) for image in pixels}) == 4
