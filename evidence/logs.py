@@ -85,7 +85,7 @@ def _read(folder: Path, remarks: Remarks, root: Path) -> Record | None:
     """The run in a seed's folder; None where none was begun."""
     configs = sorted(folder.glob(f"*/*/{CONFIG}"))
     if not configs:
-        if any(folder.glob("*/*/")):
+        if any(path.is_dir() for path in folder.glob("*/*")):
             raise Unusable(f"it has no {CONFIG}")
         return None
     found: list[tuple[str, Path, dict[str, Any]]] = []

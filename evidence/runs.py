@@ -212,8 +212,9 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
         if record and checkpoint_files(record.folder):
             args = dataclasses.replace(args, resume=str(record.folder))
         else:  # what was killed before its first checkpoint begins anew
-            for group in run.folder.glob("*/"):
-                shutil.rmtree(group)
+            for group in run.folder.iterdir():
+                if group.is_dir():  # the lock and what was printed stay
+                    shutil.rmtree(group)
         try:
             result = main(args, run.variation.make_model, facts)
         except NonFinite as error:
@@ -224,9 +225,10 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
             if result.stopped_by is not None:
                 return result.stopped_by
     if not keep_checkpoints:
-        for folder in run.folder.glob("*/*/"):
-            drop_embeddings(folder)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for folder in run.folder.glob("*/*"):
+            if folder.is_dir():
+                drop_embeddings(folder)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return None
 
 
