@@ -72,7 +72,7 @@ def write_report(root: Path, target: Path, words: str) -> tuple[str, Remarks]:
     """
     answers, chapters, remarks = read(root)
     folder = target / FIGURES
-    filled = conclusions.fill(words, conclusions.collect(answers))
+    filled = conclusions.fill(words, conclusions.collect(answers), remarks)
     shutil.rmtree(folder, ignore_errors=True)  # no figure stays of what is no longer there
     parts = [INTRODUCTION, f"## Conclusions\n\n{filled}", METHOD]
     for chapter in chapters:
