@@ -146,7 +146,8 @@ def missing(answer: Answer) -> str:
     conditions = answer.chapter.conditions
     time = estimated(conditions.folder, answer.experiment, labels)
     about = f" About {time}:" if time else ""
-    return f"Not run yet: {'; '.join(labels)}.{about}\n\n```\n{conditions.command('--only', answer.name)}\n```\n"
+    command = conditions.command("--only", answer.name, jobs=answer.chapter.jobs)
+    return f"Not run yet: {'; '.join(labels)}.{about}\n\n```\n{command}\n```\n"
 
 
 def not_run(chapters: list[Chapter], root: Path) -> str:

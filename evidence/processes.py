@@ -93,8 +93,9 @@ def threads(conditions: Conditions, jobs: int) -> int | None:
 def facts(run: Run, experiment: str, jobs: int) -> dict[str, Any]:
     """What config.json says of a run beside its settings."""
     conditions = run.conditions
+    words = ("--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed))
     return {
-        "command": conditions.command("--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed)),
+        "command": conditions.command(*words, jobs=jobs),
         "experiment": {
             "run": run.variation.name,
             "network": run.variation.network,

@@ -110,8 +110,8 @@ class Conditions:
     def folder(self) -> Path:
         return self.root / self.name
 
-    def command(self, *words: str) -> str:
-        """The command line with these words under these conditions."""
+    def command(self, *words: str, jobs: int) -> str:
+        """The command line with these words under these conditions, with so many runs at once."""
         parts = list(words)
         if self.scale != "full":
             parts += ["--scale", f"{self.epochs_scale:g}", f"{self.images_scale:g}"]
@@ -122,6 +122,8 @@ class Conditions:
         if self.data != NAMES.get(self.dataset):
             parts += ["--data_name", self.data]
         parts += ["--device", torch.device(self.device).type, "--precision", self.precision]
+        if jobs > 1:
+            parts += ["--jobs", str(jobs)]
         return "python experiments.py " + shlex.join(parts)
 
 

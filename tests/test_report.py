@@ -228,7 +228,7 @@ def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None
     text, _ = write_report(tmp_path, tmp_path, "")
     assert "ResNet-50, cifar stem; λ-ResNet-50, cifar stem. About 20 h on a CPU, 2 runs at once:" in text
     command = "python experiments.py --only study --scale 0.1 0.1 --data_name 'CIFAR-10 (JPEG copy)' --device cpu"
-    assert command in text
+    assert f"\n{command} --precision fp32 --jobs 2\n" in text  # as its runs were made
     hybrids = line(text, "## Not run yet", "| stage_2 |")
     assert hybrids[2:] == ["10", "`--dry-run` measures it"]
     folder = conditions(tmp_path).folder

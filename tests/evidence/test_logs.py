@@ -79,6 +79,17 @@ def test_two_devices_in_one_cell_are_kept_apart(root: Path) -> None:
     assert {path.parent.name for path in root.rglob("study-curves.svg")} == {PLACE, f"{PLACE}-2"}
 
 
+def test_the_same_images_in_an_archive_and_as_files_are_one_data_set(root: Path) -> None:
+    for label in PAIR:
+        path = run_folder(root, 2, label) / "config.json"
+        settings = json.loads(path.read_text())["settings"]
+        change(path, settings=settings | {"dataset": "imagefolder", "data_dir": "elsewhere"})
+    text, remarks = results(root)
+    assert remarks == ""
+    assert text.count("\n## CIFAR-10, a CPU, fp32\n") == 1
+    assert "82.00 ± 1.00 (3)" in row(text)
+
+
 def test_a_copied_seed_folder_is_refused(root: Path) -> None:
     seeds = root / PLACE / PAIR[OURS].name
     shutil.copytree(seeds / "seed-1", seeds / "seed-3")
