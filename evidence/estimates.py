@@ -114,9 +114,9 @@ def _keep_estimates(path: Path, content: dict[str, Any]) -> None:
 
 
 def estimate(run: Run, device: torch.device) -> float:
-    """Seconds of an epoch: as its logs have it, or from a few measured steps; nan where memory does not suffice."""
+    """Seconds of an epoch: as its logs on this device have it, or from a few measured steps; nan without the memory."""
     record = run.record()
-    if record and record.rows:
+    if record and record.rows and record.config["device"] == describe_device(device):
         return statistics.median(row["train_seconds"] + row["test_seconds"] for row in record.rows)
     try:
         return measure_epoch(run, device)

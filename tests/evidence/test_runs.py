@@ -4,9 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from synthetic_logs import conditions, write_run
 
-from evidence import runs
+from evidence import estimates, runs
 from evidence.questions import EXPERIMENTS
 from evidence.runs import OUTPUT, Run, carry_out
 from run_state.run_folder import CHECKPOINTS
@@ -37,3 +38,15 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Run, monkeypa
     assert (run.folder / OUTPUT).read_text() == "killed"
     assert checkpoints.parent.exists()
     assert not checkpoints.exists()
+
+
+def test_an_epoch_takes_what_its_log_says_on_the_device_of_that_log_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(run.conditions, R, 0, [50.0, 60.0], device="AMD EPYC, 1 threads")  # as earlier versions wrote
+    monkeypatch.setattr(estimates, "measure_epoch", lambda run, device: 360.0)
+    seconds = {}
+    for device in ("AMD EPYC, 1 thread", "AMD EPYC, 2 threads"):
+        monkeypatch.setattr(estimates, "describe_device", lambda _, device=device: device)
+        seconds[device] = estimates.estimate(run, torch.device("cpu"))
+    assert seconds == {"AMD EPYC, 1 thread": 30.0 + 15.0, "AMD EPYC, 2 threads": 360.0}
