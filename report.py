@@ -125,10 +125,12 @@ def section(answer: Answer, folder: Path) -> str:
 
 def counted(answer: Answer) -> str:
     """Which epochs the tables speak of."""
-    epochs = answer.epochs
+    epochs, mean = answer.epochs, len(answer.epochs) > 1
     if not epochs:
         return "No run is done yet; the curves show the epochs so far.\n"
-    return f"Mean over epochs {tables.spans(epochs)}:\n" if len(epochs) > 1 else f"After epoch {epochs[0]}:\n"
+    if len(answer.epochs_of_each) > 1:
+        return f"{f'Mean over the last {len(epochs)} epochs' if mean else 'After the last epoch'} of each:\n"
+    return f"Mean over epochs {tables.spans(epochs)}:\n" if mean else f"After epoch {epochs[0]}:\n"
 
 
 def begun(name: str, chapter: Chapter) -> bool:

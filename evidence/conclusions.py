@@ -37,8 +37,7 @@ def figures(answer: Answer) -> Figures:
     for one in answer.training:
         found |= _of_comparison(answer, one, "train", f"{one.comparison.key}.train")
     found |= _of_spread(answer)
-    epochs = answer.epochs
-    found["epochs"] = spans(epochs) if epochs else None
+    found["epochs"] = " or ".join(map(spans, answer.epochs_of_each)) or None
     return {f"{answer.name}.{name}": figure for name, figure in found.items()}
 
 
