@@ -199,6 +199,23 @@ def test_times_that_are_missing_are_dashes(root: Path) -> None:
     assert f"| {OURS} | – | – | 15.0 ± 0.0 (3) | – | – |" in text
 
 
+def test_a_network_without_times_is_not_drawn_against_them(tmp_path: Path) -> None:
+    networks = EXPERIMENTS["laptop_18"].variations
+    for drawn, variation in zip((True, False), networks.values(), strict=True):
+        path = write_run(conditions(tmp_path), variation, 0, [60.0] * 13) / "metrics.jsonl"
+        if not drawn:
+            path.write_text(path.read_text().replace('"train_seconds"', '"seconds"', 1))  # of one epoch
+    _, remarks = results(tmp_path)
+    assert remarks == ""
+    svg = next(tmp_path.rglob("laptop_18-minutes.svg")).read_text(encoding="utf-8")
+    assert [f">{label}: 60.0 % (1 run)<" in svg for label in networks] == [True, False]
+    path = next(tmp_path.rglob("laptop_lambda/seed-0/*/*/metrics.jsonl"))
+    path.write_text(path.read_text().replace('"train_seconds"', '"seconds"'))
+    text, _ = results(tmp_path)
+    assert "### laptop_18" in text
+    assert "laptop_18: minutes" not in text
+
+
 def test_a_pause_does_not_count_in_the_times(root: Path) -> None:
     rows = rows_of(root, 0)
     rows[0]["train_seconds"] = 5000.0
