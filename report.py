@@ -72,7 +72,7 @@ def write_report(root: Path, target: Path, words: str) -> tuple[str, Remarks]:
     """
     answers, chapters, remarks = read(root)
     folder = target / FIGURES
-    filled = conclusions.fill(words, conclusions.collect(answers))
+    filled = conclusions.fill(words, conclusions.collect(answers), remarks)
     shutil.rmtree(folder, ignore_errors=True)  # no figure stays of what is no longer there
     parts = [INTRODUCTION, f"## Conclusions\n\n{filled}", METHOD]
     for chapter in chapters:
@@ -125,10 +125,12 @@ def section(answer: Answer, folder: Path) -> str:
 
 def counted(answer: Answer) -> str:
     """Which epochs the tables speak of."""
-    epochs = answer.epochs
+    epochs, mean = answer.epochs, len(answer.epochs) > 1
     if not epochs:
         return "No run is done yet; the curves show the epochs so far.\n"
-    return f"Mean over epochs {tables.spans(epochs)}:\n" if len(epochs) > 1 else f"After epoch {epochs[0]}:\n"
+    if len(answer.epochs_of_each) > 1:
+        return f"{f'Mean over the last {len(epochs)} epochs' if mean else 'After the last epoch'} of each:\n"
+    return f"Mean over epochs {tables.spans(epochs)}:\n" if mean else f"After epoch {epochs[0]}:\n"
 
 
 def begun(name: str, chapter: Chapter) -> bool:
@@ -146,7 +148,8 @@ def missing(answer: Answer) -> str:
     conditions = answer.chapter.conditions
     time = estimated(conditions.folder, answer.experiment, labels)
     about = f" About {time}:" if time else ""
-    return f"Not run yet: {'; '.join(labels)}.{about}\n\n```\n{conditions.command('--only', answer.name)}\n```\n"
+    command = conditions.command("--only", answer.name, jobs=answer.chapter.jobs)
+    return f"Not run yet: {'; '.join(labels)}.{about}\n\n```\n{command}\n```\n"
 
 
 def not_run(chapters: list[Chapter], root: Path) -> str:

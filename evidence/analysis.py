@@ -133,10 +133,15 @@ class Answer:
         return study_mean(S, part, self.epochs) - study_mean(R, part, self.epochs)
 
     @property
+    def epochs_of_each(self) -> list[range]:
+        """Those whose mean counts: one range for each length of the runs that are done, the longest last."""
+        lengths = {len(record.rows) for network in self.networks.values() for record in network.done}
+        return [range(max(1, last - self.experiment.last_epochs + 1), last + 1) for last in sorted(lengths)]
+
+    @property
     def epochs(self) -> range:
-        """Those whose mean counts."""
-        last = max((len(record.rows) for network in self.networks.values() for record in network.done), default=0)
-        return range(max(1, last - self.experiment.last_epochs + 1), last + 1)
+        """The same of the longest runs; none where no run is done."""
+        return self.epochs_of_each[-1] if self.epochs_of_each else range(0)
 
     @cached_property
     def columns(self) -> list[Column]:

@@ -3,7 +3,7 @@
 `docs/conclusions.md` holds no figure of its own. Where one belongs stands `{stage_2.L-R.points}`: an experiment, what
 of it, and which of its figures; `python report.py --names` lists them. Such a name means runs on CIFAR-10 at full
 length. For others, their conditions' folder stands before it: `{digits_cpu_fp32_full/stage_2.L-R.points}`. A paragraph
-of which a figure has not been measured yet says so in place of its text.
+of which a figure has not been measured yet, or differs between conditions, says so in place of its text.
 """
 
 import re
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from command_line.errors import InputError
 from evidence.analysis import Answer, Finding
 from evidence.contrasts import deviation_interval, equivalence
+from evidence.logs import Remarks
 from evidence.predictions import TOP1
 from evidence.questions import EVALUATION, TRAINING_MODE
 from evidence.sources import R, S, study_mean
@@ -36,8 +37,7 @@ def figures(answer: Answer) -> Figures:
     for one in answer.training:
         found |= _of_comparison(answer, one, "train", f"{one.comparison.key}.train")
     found |= _of_spread(answer)
-    epochs = answer.epochs
-    found["epochs"] = spans(epochs) if epochs else None
+    found["epochs"] = " or ".join(map(spans, answer.epochs_of_each)) or None
     return {f"{answer.name}.{name}": figure for name, figure in found.items()}
 
 
@@ -118,17 +118,24 @@ def collect(answers: Mapping[str, list[Answer]]) -> Figures:
                     found[f"{folder}/{name}"] = figure
                 found.setdefault(name, None)
                 if answer.chapter.comparable and figure is not None:
-                    found[name] = figure if found[name] is None else AMBIGUOUS
+                    found[name] = figure if found[name] in (None, figure) else AMBIGUOUS
     return found
 
 
-def fill(text: str, known: Figures) -> str:
-    """The conclusions with their figures.
+def fill(text: str, known: Figures, remarks: Remarks) -> str:
+    """The conclusions with their figures; a remark says which experiments were measured under several conditions.
 
     Raises:
         InputError: a name that there is not, or a figure that is no placeholder.
     """
-    return "\n\n".join(_fill(paragraph, known) for paragraph in text.strip().split("\n\n")) + "\n"
+    filled = "\n\n".join(_fill(paragraph, known) for paragraph in text.strip().split("\n\n")) + "\n"
+    names = [name for name in PLACEHOLDER.findall(text) if known[name] == AMBIGUOUS]
+    for experiment in dict.fromkeys(name.partition(".")[0] for name in names):
+        remarks.append(
+            f"conclusions: {experiment} is {AMBIGUOUS}, and its paragraphs refer to their chapters; before a name, "
+            "a chapter's folder and a slash say which is meant"
+        )
+    return filled
 
 
 def _fill(paragraph: str, known: Figures) -> str:
@@ -136,12 +143,20 @@ def _fill(paragraph: str, known: Figures) -> str:
     for name in names:
         if name not in known:
             raise InputError(f"conclusions: there is no figure {{{name}}}; `python report.py --names` lists them")
-        if known[name] == AMBIGUOUS:
-            raise InputError(f"conclusions: {{{name}}} is {AMBIGUOUS}; their folder goes before it, with a slash")
     if figure := FIGURE.search(CODE.sub("", PLACEHOLDER.sub("", paragraph))):
         raise InputError(f"conclusions: {figure[0]} is no placeholder; figures come out of the logs, by name")
+    if several := [name for name in names if known[name] == AMBIGUOUS]:
+        return f"{_lead(paragraph)}{AMBIGUOUS.capitalize()}, each with a chapter below: {_first_of(several)}."
     if missing := [name for name in names if known[name] is None]:
-        lead = LEAD.match(paragraph)
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return f"{lead[0].strip() + ' ' if lead else ''}Not yet measured: `{missing[0]}`{others}."
+        return f"{_lead(paragraph)}Not yet measured: {_first_of(missing)}."
     return PLACEHOLDER.sub(lambda match: known[match[1]] or "", paragraph)
+
+
+def _lead(paragraph: str) -> str:
+    """Its first words in bold, with a space; nothing where it has none."""
+    lead = LEAD.match(paragraph)
+    return f"{lead[0].strip()} " if lead else ""
+
+
+def _first_of(names: list[str]) -> str:
+    return f"`{names[0]}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

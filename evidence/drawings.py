@@ -146,13 +146,14 @@ def _trade_offs(answer: Answer, place: str, path: Path) -> str:
 
 
 def _minutes(answer: Answer, place: str, path: Path) -> str:
+    """Of the networks of which some run has the time of every epoch."""
     found = {}
     for label, levels in _levels(answer, "test", "top1").items():
         network = answer.networks[label]
-        seconds = [
-            statistics.mean(network.at(epoch + 1, "train_seconds").values()) for epoch in range(len(levels.means))
-        ]
-        found[label] = ([total / 60 for total in itertools.accumulate(seconds)], levels)
+        times = [network.at(epoch, "train_seconds").values() for epoch in range(1, len(levels.means) + 1)]
+        if all(times):
+            seconds = itertools.accumulate(statistics.mean(each) for each in times)
+            found[label] = ([total / 60 for total in seconds], levels)
     return figures.against_minutes(found, place, path) if found else ""
 
 

@@ -15,7 +15,7 @@ from acceleration.devices import describe_device
 from acceleration.distributed import hide_bar
 from benchmarks.measuring import seconds
 from data_preprocessing import class_count, training_count
-from evidence.processes import state, threads
+from evidence.processes import TO_DO, state, threads
 from evidence.questions import EXPERIMENTS, Experiment
 from evidence.runs import Conditions, Run, Variation
 from model_preparation import prepare_training
@@ -57,7 +57,7 @@ def _measure_and_tell(runs: dict[Run, str], conditions: Conditions, jobs: int, k
     total = 0.0
     for variation, each in estimates.items():
         states = [state(run) for run in runs if run.variation == variation]
-        to_do = sum(name in ("to do", "cut off") for name in states)
+        to_do = sum(name in TO_DO for name in states)
         epochs = first[variation].args.last_epoch
         total += 0.0 if math.isnan(each) else to_do * epochs * each
         print(
@@ -114,9 +114,9 @@ def _keep_estimates(path: Path, content: dict[str, Any]) -> None:
 
 
 def estimate(run: Run, device: torch.device) -> float:
-    """Seconds of an epoch: as its logs have it, or from a few measured steps; nan where memory does not suffice."""
+    """Seconds of an epoch: as its logs on this device have it, or from a few measured steps; nan without the memory."""
     record = run.record()
-    if record and record.rows:
+    if record and record.rows and record.config["device"] == describe_device(device):
         return statistics.median(row["train_seconds"] + row["test_seconds"] for row in record.rows)
     try:
         return measure_epoch(run, device)

@@ -6,6 +6,7 @@ are seeds of one variation. A run whose log is wrong is left out, and a remark s
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Chapter:
         return ", ".join(words)
 
     @property
+    def jobs(self) -> int:
+        """Runs at once, as most of its runs were: on a CPU, the threads of each follow from it."""
+        return statistics.mode(one.config["experiment"]["jobs"] for cell in self.records.values() for one in cell)
+
+    @property
     def comparable(self) -> bool:
         """Whether the study's figures may stand beside these."""
         return self.conditions.data == "CIFAR-10" and self.conditions.scale == "full"
@@ -85,7 +91,7 @@ def _read(folder: Path, remarks: Remarks, root: Path) -> Record | None:
     """The run in a seed's folder; None where none was begun."""
     configs = sorted(folder.glob(f"*/*/{CONFIG}"))
     if not configs:
-        if any(folder.glob("*/*/")):
+        if any(path.is_dir() for path in folder.glob("*/*")):
             raise Unusable(f"it has no {CONFIG}")
         return None
     found: list[tuple[str, Path, dict[str, Any]]] = []
@@ -226,11 +232,11 @@ def _chapters(records: dict[Path, Record], remarks: Remarks, root: Path) -> list
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records.values():
         conditions = _conditions(record, root)
-        key = (conditions.name, conditions.data, conditions.dataset, record.config["device"])
+        key = (conditions.name, conditions.data, record.config["device"])
         groups.setdefault(key, []).append(record)
     _name_what_is_alike(groups, remarks)
     chapters, used = [], Counter[str]()
-    for (name, _, _, device), group in sorted(groups.items()):
+    for (name, _, device), group in sorted(groups.items()):
         used[name] += 1
         cells: dict[str, list[Record]] = {}
         for record in sorted(group, key=lambda record: (record.variation, record.seed)):
@@ -261,7 +267,7 @@ def _name_what_is_alike(keys: Iterable[tuple[str, ...]], remarks: Remarks) -> No
     for key in keys:
         folders.setdefault(key[0], []).append(key)
     for name, found in sorted(folders.items()):
-        for what, place in (("data sets of several names", 1), ("several devices", 3)):
+        for what, place in (("data sets of several names", 1), ("several devices", 2)):
             if len(names := sorted({key[place] for key in found})) > 1:
                 remarks.append(f"{name} has runs on {what}, which are kept apart: {'; '.join(names)}")
 
@@ -281,8 +287,12 @@ def _alike(cell: list[Record], folder: str, remarks: Remarks) -> list[Record]:
 
 
 def _differences(first: Record, other: Record) -> list[str]:
-    """`heads 2, not 4` for each setting of the first that the other has differently, where both have it."""
+    """`heads 2, not 4` for each setting of the first that the other has differently, where both have it.
+
+    Not of the data set's kind: the same images, by the name of the data, may lie in an archive or as files.
+    """
     one = first.config["settings"] | {"network": first.config["experiment"]["network"]}
     two = other.config["settings"] | {"network": other.config["experiment"]["network"]}
-    names = [name for name in one if name in two and name not in FREE_ON_RESUME - {"stop_after"} | {"seed"}]
+    free = FREE_ON_RESUME - {"stop_after"} | {"seed", "dataset"}
+    names = [name for name in one if name in two and name not in free]
     return [f"{name} {two[name]}, not {one[name]}" for name in names if one[name] != two[name]]

@@ -18,11 +18,11 @@ from evidence.analysis import Finding
 from evidence.contrasts import estimate, holm
 from evidence.logs import Remarks
 from evidence.questions import Comparison
-from evidence.records import read_rows
+from evidence.records import config_of, read_rows
 from evidence.tables import interval, mean_and_deviation, probability, signed, table
 from run_state.checkpoints import RunState
 from run_state.progress import duration
-from run_state.run_folder import CONFIG, read_config
+from run_state.run_folder import CONFIG
 from run_state.saved_settings import saved_settings
 from user_input import FREE_ON_RESUME, UserInput
 
@@ -108,7 +108,7 @@ def read_runs(root: Path) -> tuple[list[OwnRun], Remarks]:
 
 
 def _read(folder: Path) -> OwnRun:
-    config = read_config(folder)
+    config = config_of(folder)
     run = OwnRun(folder, config, saved_settings(config, folder / CONFIG), read_rows(folder))
     if not run.rows:
         raise InputError("no epoch is done")

@@ -26,7 +26,7 @@ def text(chapters: list[Chapter]) -> str:
 
 def _alike(chapter: Chapter) -> tuple[str, ...]:
     """Everything but the precision."""
-    return chapter.conditions.data, chapter.conditions.dataset, chapter.conditions.scale, chapter.device
+    return chapter.conditions.data, chapter.conditions.scale, chapter.device
 
 
 def _rows(first: Chapter, second: Chapter) -> Iterator[list[str]]:

@@ -15,14 +15,15 @@ from command_line.settings import counted
 from evidence.runs import OUTPUT, Conditions, Run, work
 from run_state.interruption import SIGNALS, StopRequest
 
+TO_DO = ("to do", "cut off")  # states of a run
 PATIENCE = 0.5  # seconds between two looks at whether a stop is wished
 # by a signal that asks for it, whether the run had time to write a checkpoint or not
 STOPPED = {code for wish in SIGNALS for code in (128 + wish, -wish)}
 
 
 def carry_out_all(runs: dict[Run, str], conditions: Conditions, jobs: int, keep_checkpoints: bool) -> int:
-    """Do all the runs, `jobs` at a time, each in a process; the exit code."""
-    waiting = [run for run in runs if state(run) in ("to do", "cut off")]
+    """Do all the runs, `jobs` at a time, each in a process; the exit code: 1 where a run is still to do."""
+    waiting = [run for run in runs if state(run) in TO_DO]
     counts = f"{counted(len(runs), 'run')} on {conditions.data}, {len(runs) - len(waiting)} done"
     say(f"{counts}; into {shown(conditions.folder)}")
     context, failed, told = multiprocessing.get_context("spawn"), 0, False
@@ -49,7 +50,9 @@ def carry_out_all(runs: dict[Run, str], conditions: Conditions, jobs: int, keep_
     if stop.signal:
         say("stopped; the same command goes on")
         return 128 + stop.signal
-    return 1 if failed else 0
+    if left := sum(state(run) in TO_DO for run in runs):
+        say(f"{counted(left, 'run')} still to do; the same command goes on")
+    return 1 if left else 0
 
 
 def say(text: str) -> None:
@@ -75,11 +78,17 @@ def ended(run: Run, process: BaseProcess) -> bool:
         say(f"{run.label}: {record.failure['kind']}: {record.failure['message']}")
         return True
     if process.exitcode in STOPPED:
+        say(f"{run.label} was stopped")
         return True
-    lines = (run.folder / OUTPUT).read_text(encoding="utf-8").strip().splitlines()
-    last = lines[-1] if lines else "nothing was printed"
-    say(f"{run.label} ended with exit code {process.exitcode}: {last} ({shown(run.folder / OUTPUT)})")
+    say(f"{run.label} ended with exit code {process.exitcode}: {last_words(run)}")
     return False
+
+
+def last_words(run: Run) -> str:
+    """The last line that its processes have printed, and where; one that was killed at once has made no file."""
+    path = run.folder / OUTPUT
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
+    return f"{lines[-1]} ({shown(path)})" if lines else "nothing was printed"
 
 
 def threads(conditions: Conditions, jobs: int) -> int | None:
@@ -93,8 +102,9 @@ def threads(conditions: Conditions, jobs: int) -> int | None:
 def facts(run: Run, experiment: str, jobs: int) -> dict[str, Any]:
     """What config.json says of a run beside its settings."""
     conditions = run.conditions
+    words = ("--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed))
     return {
-        "command": conditions.command("--only", experiment, "--runs", run.variation.name, "--seeds", str(run.seed)),
+        "command": conditions.command(*words, jobs=jobs),
         "experiment": {
             "run": run.variation.name,
             "network": run.variation.network,

@@ -80,9 +80,9 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """What a run has written into metrics.jsonl, a row for each epoch."""
     path = folder / METRICS
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the line that was being written when the run was killed
+        except ValueError:  # the line that was being written when the run was killed, or a damaged one
             break
     return rows

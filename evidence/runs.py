@@ -110,8 +110,8 @@ class Conditions:
     def folder(self) -> Path:
         return self.root / self.name
 
-    def command(self, *words: str) -> str:
-        """The command line with these words under these conditions."""
+    def command(self, *words: str, jobs: int) -> str:
+        """The command line with these words under these conditions, with so many runs at once."""
         parts = list(words)
         if self.scale != "full":
             parts += ["--scale", f"{self.epochs_scale:g}", f"{self.images_scale:g}"]
@@ -122,6 +122,8 @@ class Conditions:
         if self.data != NAMES.get(self.dataset):
             parts += ["--data_name", self.data]
         parts += ["--device", torch.device(self.device).type, "--precision", self.precision]
+        if jobs > 1:
+            parts += ["--jobs", str(jobs)]
         return "python experiments.py " + shlex.join(parts)
 
 
@@ -212,8 +214,9 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
         if record and checkpoint_files(record.folder):
             args = dataclasses.replace(args, resume=str(record.folder))
         else:  # what was killed before its first checkpoint begins anew
-            for group in run.folder.glob("*/"):
-                shutil.rmtree(group)
+            for group in run.folder.iterdir():
+                if group.is_dir():  # the lock and what was printed stay
+                    shutil.rmtree(group)
         try:
             result = main(args, run.variation.make_model, facts)
         except NonFinite as error:
@@ -224,9 +227,10 @@ def carry_out(run: Run, facts: dict[str, Any] | None = None, keep_checkpoints: b
             if result.stopped_by is not None:
                 return result.stopped_by
     if not keep_checkpoints:
-        for folder in run.folder.glob("*/*/"):
-            drop_embeddings(folder)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for folder in run.folder.glob("*/*"):
+            if folder.is_dir():
+                drop_embeddings(folder)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return None
 
 

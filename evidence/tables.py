@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from command_line.settings import counted
 from evidence.analysis import SIGNIFICANCE, Answer, Finding, Network
@@ -76,21 +76,21 @@ def spans(numbers: Iterable[int]) -> str:
 
 def conditions(answer: Answer) -> str:
     """Data, length and schedule in plain numbers, once for all networks that have them alike."""
-    found: dict[str, list[str]] = {}
-    for label, network in answer.networks.items():
-        found.setdefault(_length(network), []).append(label)
-    rates: dict[str, list[str]] = {}
-    for label, network in answer.networks.items():
-        rates.setdefault(_rates(network.records[0]), []).append(label)
-    parts = [text if len(found) == 1 else f"{', '.join(labels)}: {text}" for text, labels in found.items()]
-    if len(rates) == 1:
-        parts.append(next(iter(rates)))
-    else:
-        parts.append("learning rates as the runs are named")
+    parts, rates = _by_label(answer, _length), _by_label(answer, _rates)
+    chosen = answer.experiment.chooses and len(rates) > 1
+    parts += ["learning rates as the runs are named"] if chosen else rates
     at_once = sorted({record.config["experiment"]["jobs"] for n in answer.networks.values() for record in n.records})
     if at_once != [1]:
         parts.append(f"{' or '.join(map(str, at_once))} runs at once")
     return f"{answer.chapter.title}; {'; '.join(parts)}.\n"
+
+
+def _by_label(answer: Answer, words: Callable[[Network], str]) -> list[str]:
+    """What is to be said of the networks: once where all are alike, else behind the labels of those that are."""
+    found: dict[str, list[str]] = {}
+    for label, network in answer.networks.items():
+        found.setdefault(words(network), []).append(label)
+    return [text if len(found) == 1 else f"{' and '.join(labels)}: {text}" for text, labels in found.items()]
 
 
 def _length(network: Network) -> str:
@@ -107,8 +107,9 @@ def _length(network: Network) -> str:
     )
 
 
-def _rates(record: Record) -> str:
+def _rates(network: Network) -> str:
     """`learning rate 0.0005 at first, 0.0025 at most (epoch 5), 0.00227 at the end of epoch 20`."""
+    record = network.records[0]
     rates = record.config.get("learning_rates") or [
         [row["learning_rate"]] * 2 for row in record.rows if "learning_rate" in row
     ]

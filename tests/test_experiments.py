@@ -150,6 +150,7 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
     assert "resumed after 0 epochs and 0 steps" in (record.folder / "log.txt").read_text()
     assert record.config["experiment"]["data"] == "digits"
     assert "--only study --runs lambda_depth-26" in record.config["command"]
+    assert parse(shlex.split(facts(run, "study", 3)["command"])[2:]).jobs == 3
     assert not list(run.folder.glob("*/*/checkpoints"))
     assert not [tag for tag in EventAccumulator(str(record.folder)).Reload().Tags()["images"] if "embeddings" in tag]
 

@@ -228,7 +228,7 @@ def test_what_is_missing_comes_with_its_command_and_time(tmp_path: Path) -> None
     text, _ = write_report(tmp_path, tmp_path, "")
     assert "ResNet-50, cifar stem; λ-ResNet-50, cifar stem. About 20 h on a CPU, 2 runs at once:" in text
     command = "python experiments.py --only study --scale 0.1 0.1 --data_name 'CIFAR-10 (JPEG copy)' --device cpu"
-    assert command in text
+    assert f"\n{command} --precision fp32 --jobs 2\n" in text  # as its runs were made
     hybrids = line(text, "## Not run yet", "| stage_2 |")
     assert hybrids[2:] == ["10", "`--dry-run` measures it"]
     folder = conditions(tmp_path).folder
@@ -279,6 +279,28 @@ def test_the_learning_rate_is_chosen_on_validation_images(tmp_path: Path) -> Non
     assert line(text, "| ResNet-50, 0.005 |")[2] == ""
     assert line(text, "| λ-ResNet-50, 0.0001 |")[2] == "chosen"
     assert "learning rates as the runs are named" in text
+
+
+def test_networks_of_several_lengths_with_a_seed_each(tmp_path: Path) -> None:
+    ours, twin, studys = "λ-ResNet-10, CCLL", "ResNet-10", "ResNet-50, the study's optimizer"
+    for label, epochs in {ours: 21, twin: 20, studys: 20}.items():
+        variation = EXPERIMENTS["laptop_bf16"].variations[label]
+        write_run(conditions(tmp_path), variation, 0, [50.0] * (epochs - 1) + [70.0 + epochs])
+    text, remarks = write_report(tmp_path, tmp_path, "After epoch {laptop_bf16.epochs}.")
+    assert remarks == []
+    assert "\n\nAfter epoch 20 or 21.\n" in text
+    assert "\n\nAfter the last epoch of each:\n" in text
+    tops = [line(text, "### laptop_bf16", f"| {label} |")[2] for label in (ours, twin, studys)]
+    assert tops == ["91.00 (1)", "90.00 (1)", "90.00 (1)"]
+    assert line(text, "| top-1 test |", f"| {ours} − {twin} |")[1:] == ["+1.00", *"–––", "0: +1.00", "no interval"]
+    parts = next(row for row in text.splitlines() if row.startswith("CIFAR-10, a CPU, fp32; ")).split("; ")
+    assert parts[1].startswith(f"{twin} and {studys}: 20 epochs of 390 steps")
+    assert parts[2].startswith(f"{ours}: 21 epochs of 390 steps")
+    assert parts[3:6] == [
+        f"{twin}: learning rate 0.04 at first, 0.8 at most (epoch 20), 0.8 at the end of epoch 20",
+        f"{ours}: learning rate 0.04 at first, 0.84 at most (epoch 21), 0.84 at the end of epoch 21",
+        f"{studys}: learning rate 0.0005 at first, 0.01 at most (epoch 20), 0.01 at the end of epoch 20",
+    ]
 
 
 def test_figures_that_are_no_counterpart_are_not_shown(tmp_path: Path) -> None:

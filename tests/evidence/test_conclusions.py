@@ -21,24 +21,26 @@ def stage_2(root: Path, data: str = "CIFAR-10", shift: float = 0.0) -> None:
             write_run(conditions(root, data), STAGE_2[label], seed, [top1] * 30, [60.0] * 30, predictions=5)
 
 
-def figures(root: Path) -> dict[str, str | None]:
-    return collect(report.read(root)[0])
+def filled(words: str, root: Path) -> str:
+    """The words with the figures of the logs, of which there is nothing to remark."""
+    remarks: list[str] = []
+    text = fill(words, collect(report.read(root)[0]), remarks)
+    assert remarks == []
+    return text
 
 
 def test_figures_stand_where_their_names_stood(tmp_path: Path) -> None:
     stage_2(tmp_path)
     words = "**Two.** L has {stage_2.L.top1} %, L − R is\n{stage_2.L-R.points} over {stage_2.L-R.seeds} seeds."
     # (1.0 + 0.5 + 0.9) / 3
-    filled = "**Two.** L has 88.50 ± 0.50 (3) %, L − R is\n+0.80 over 3 seeds.\n"
-    assert fill(words, figures(tmp_path)) == filled
-    assert fill("{stage_2.epochs}, {stage_2.L-R.margin}, {study.S-R.top1}", figures(tmp_path)) == "30, 1, −3.24\n"
+    assert filled(words, tmp_path) == "**Two.** L has 88.50 ± 0.50 (3) %, L − R is\n+0.80 over 3 seeds.\n"
+    assert filled("{stage_2.epochs}, {stage_2.L-R.margin}, {study.S-R.top1}", tmp_path) == "30, 1, −3.24\n"
 
 
 def test_what_has_no_run_yet_is_said_to_have_none(tmp_path: Path) -> None:
     stage_2(tmp_path)
     words = "**One.** {stage_2.L-R.points}.\n\n**Two.** {stage_1.D.points},\n{stage_1.D.p}.\n\nNo {stage_3.D.p}."
-    filled = fill(words, figures(tmp_path))
-    assert filled == (
+    assert filled(words, tmp_path) == (
         "**One.** +0.80.\n\n**Two.** Not yet measured: `stage_1.D.points` and 1 more.\n\n"
         "Not yet measured: `stage_3.D.p`.\n"
     )
@@ -47,15 +49,30 @@ def test_what_has_no_run_yet_is_said_to_have_none(tmp_path: Path) -> None:
 def test_a_name_means_cifar_10_unless_its_folder_says_otherwise(tmp_path: Path) -> None:
     stage_2(tmp_path, "a copy", shift=1.0)
     words = "{stage_2.L-R.points} and {a-copy_cpu_fp32_full/stage_2.L-R.points}"
-    assert fill(words, figures(tmp_path)) == "Not yet measured: `stage_2.L-R.points`.\n"
+    assert filled(words, tmp_path) == "Not yet measured: `stage_2.L-R.points`.\n"
     stage_2(tmp_path)
-    assert fill(words, figures(tmp_path)) == "+0.80 and +1.80\n"
-    another = conditions(tmp_path)
+    assert filled(words, tmp_path) == "+0.80 and +1.80\n"
+
+
+def test_what_is_measured_under_several_conditions_is_left_to_the_chapters(tmp_path: Path) -> None:
+    stage_2(tmp_path)
     for label in ("L", "R"):
         config = {"device": "a GPU", "id": f"another {label}"}
-        write_run(another, STAGE_2[label], 3, [80.0] * 30, [60.0] * 30, **config)
-    with pytest.raises(InputError, match="stage_2.L-R.points} is measured under several conditions"):
-        fill(words, figures(tmp_path))
+        write_run(conditions(tmp_path), STAGE_2[label], 3, [80.0] * 30, [60.0] * 30, **config)
+    words = "**Two.** After {stage_2.epochs}, {stage_2.L-R.points} over {stage_2.L-R.seeds} seeds.\n\n"
+    words += "After {stage_2.epochs}.\n\n{cifar-10_cpu_fp32_full-2/stage_2.L-R.points}."
+    text, remarks = report.write_report(tmp_path, tmp_path, words)
+    assert text.partition("## Conclusions\n\n")[2].startswith(
+        "**Two.** Measured under several conditions, each with a chapter below: `stage_2.L-R.points` and 1 more.\n\n"
+        "After 30.\n\n0.00.\n"  # both ended after as many epochs
+    )
+    assert [remark for remark in remarks if remark.startswith("conclusions: ")] == [
+        "conclusions: stage_2 is measured under several conditions, and its paragraphs refer to their chapters; before "
+        "a name, a chapter's folder and a slash say which is meant"
+    ]
+    assert (tmp_path / report.RESULTS).read_text(encoding="utf-8") == text
+    with pytest.raises(InputError, match="there is no figure {stage_2.L-R.point}"):
+        report.write_report(tmp_path, tmp_path, words + " {stage_2.L-R.point}")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +92,7 @@ def test_other_names_and_other_figures_are_refused_in_a_line(tmp_path: Path, wor
 
 def test_names_of_networks_and_data_sets_are_no_figures(tmp_path: Path) -> None:
     words = "λ-ResNet-50 on CIFAR-10, at commit `fc07bb1`.\n"
-    assert fill(words, figures(tmp_path)) == words
+    assert filled(words, tmp_path) == words
 
 
 def test_every_name_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

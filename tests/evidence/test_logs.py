@@ -79,6 +79,17 @@ def test_two_devices_in_one_cell_are_kept_apart(root: Path) -> None:
     assert {path.parent.name for path in root.rglob("study-curves.svg")} == {PLACE, f"{PLACE}-2"}
 
 
+def test_the_same_images_in_an_archive_and_as_files_are_one_data_set(root: Path) -> None:
+    for label in PAIR:
+        path = run_folder(root, 2, label) / "config.json"
+        settings = json.loads(path.read_text())["settings"]
+        change(path, settings=settings | {"dataset": "imagefolder", "data_dir": "elsewhere"})
+    text, remarks = results(root)
+    assert remarks == ""
+    assert text.count("\n## CIFAR-10, a CPU, fp32\n") == 1
+    assert "82.00 ± 1.00 (3)" in row(text)
+
+
 def test_a_copied_seed_folder_is_refused(root: Path) -> None:
     seeds = root / PLACE / PAIR[OURS].name
     shutil.copytree(seeds / "seed-1", seeds / "seed-3")
@@ -186,6 +197,23 @@ def test_times_that_are_missing_are_dashes(root: Path) -> None:
     text, remarks = results(root)
     assert remarks == ""
     assert f"| {OURS} | – | – | 15.0 ± 0.0 (3) | – | – |" in text
+
+
+def test_a_network_without_times_is_not_drawn_against_them(tmp_path: Path) -> None:
+    networks = EXPERIMENTS["laptop_18"].variations
+    for drawn, variation in zip((True, False), networks.values(), strict=True):
+        path = write_run(conditions(tmp_path), variation, 0, [60.0] * 13) / "metrics.jsonl"
+        if not drawn:
+            path.write_text(path.read_text().replace('"train_seconds"', '"seconds"', 1))  # of one epoch
+    _, remarks = results(tmp_path)
+    assert remarks == ""
+    svg = next(tmp_path.rglob("laptop_18-minutes.svg")).read_text(encoding="utf-8")
+    assert [f">{label}: 60.0 % (1 run)<" in svg for label in networks] == [True, False]
+    path = next(tmp_path.rglob("laptop_lambda/seed-0/*/*/metrics.jsonl"))
+    path.write_text(path.read_text().replace('"train_seconds"', '"seconds"'))
+    text, _ = results(tmp_path)
+    assert "### laptop_18" in text
+    assert "laptop_18: minutes" not in text
 
 
 def test_a_pause_does_not_count_in_the_times(root: Path) -> None:

@@ -102,6 +102,22 @@ def test_one_seed_of_each_has_no_interval_and_no_common_seed_no_difference(tmp_p
     assert "differences" not in as_markdown(read_runs(tmp_path / "other")[0])
 
 
+def test_a_device_in_the_words_of_earlier_versions_is_the_same(tmp_path: Path) -> None:
+    for name, settings, device in (("run00", {}, "AMD EPYC, 1 threads"), ("run01", {"scope": 7}, "AMD EPYC, 1 thread")):
+        path = write(tmp_path, name, [70.0], **settings) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"device": device}))
+    text = as_markdown(read_runs(tmp_path)[0])
+    assert "cifar10, 1 epoch, fp32, AMD EPYC, 1 thread, differences within a seed:" in text
+
+
+def test_rows_behind_a_damaged_byte_do_not_count(tmp_path: Path) -> None:
+    path = write(tmp_path, "run00", [70.0, 80.0, 90.0]) / "metrics.jsonl"
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b"80.0", b"8\xff.0") + third)
+    ((run,), remarks) = read_runs(tmp_path)
+    assert (len(run.rows), run.top1, remarks) == (1, 70.0, [])
+
+
 def test_the_command_prints_and_writes_and_names_what_it_cannot_use(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
