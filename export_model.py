@@ -76,7 +76,9 @@ def export(network: TrainedNetwork) -> ExportedProgram:
     network = replace(network, model=folded(network.model))
     with torch.no_grad():
         avoid_fft(network.model, images)
-        return torch.export.export(Classifier(network).eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+        classifier, any_batch = Classifier(network).eval(), ({0: Dim("batch")},)
+        # strict, which is PyTorch 2.6's default, refuses lambda layers
+        return torch.export.export(classifier, (images,), dynamic_shapes=any_batch, strict=False)
 
 
 def avoid_fft(model: nn.Module, images: Tensor) -> None:

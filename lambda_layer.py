@@ -15,6 +15,7 @@ Sizes, in comments and names throughout:
 import math
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -159,13 +160,17 @@ class LambdaLayer(nn.Module):
         return nn.Parameter(torch.randn(shape, device=device, dtype=dtype))
 
     @classmethod
-    def _as_size(cls, size: int | Sequence[int]) -> Size:
+    def _as_size(cls, given: int | Sequence[int], name: str = "input_size") -> Size:
+        """One length for each axis; what is given for it is refused by the name that the caller knows."""
+        lengths: Any = given
+        with suppress(TypeError):  # where it is not one for all
+            lengths = (operator.index(lengths),) * cls.axes
         try:
-            size = (operator.index(size),) * cls.axes  # type: ignore[arg-type]
-        except TypeError:  # several lengths
-            size = tuple(map(operator.index, size))  # type: ignore[arg-type]
+            size = tuple(map(operator.index, lengths))
+        except TypeError:  # no whole numbers
+            size = ()
         if len(size) != cls.axes or min(size) < 1:
-            raise ValueError(f"input_size is {size}; it must be {cls.axes} positive length(s), or one for all")
+            raise ValueError(f"{name} is {given!r}; it must be {cls.axes} positive whole number(s), or one for all")
         return size
 
     @classmethod
@@ -246,15 +251,17 @@ class LambdaLayer(nn.Module):
         `optimizer.state.pop(layer.embedding, None)`. `resnet_lambda.resize` does all of that for a whole network.
 
         Raises:
-            ValueError: the layer has no global embedding, and takes any size as it is.
+            ValueError: the layer has no global embedding, and takes any size as it is; or no such size is possible.
         """
         if self.embedding is None or self.input_size is None or self.scope is not None:
             raise ValueError("resize_embedding needs a global position embedding; this layer takes any size as it is")
-        new_size = self._as_size(new_size)
+        new_size = self._as_size(new_size, "new_size")
         # a layer that shares it may have been there; its shape does not tell, since (4, 6) and (6, 4) are 24 positions
         old_size = getattr(self.embedding, "map_size", self.input_size)
         if old_size != new_size:
-            self.embedding.data = resized_embedding(self.embedding, old_size, new_size, self.position)
+            resized = resized_embedding(self.embedding, old_size, new_size, self.position)
+            # not by `.data`, after which autograd refuses gradients of the new shape while a graph of the old one lives
+            self.embedding.set_(resized)  # type: ignore[call-overload]
             self.embedding.map_size, self.embedding.grad = new_size, None  # type: ignore[attr-defined]
         self.input_size = new_size
 

@@ -77,7 +77,7 @@ def build_lambda_resnet(
     if len(stages) != 4 or set(stages) - {"C", "L"}:
         raise ValueError(f"stages: {stages} is not allowed; takes four letters, each C (convolution) or L (lambda)")
     model = build_resnet(depth, stem=stem, **resnet_options)
-    height, width = LambdaLayer._as_size(image_size)
+    height, width = LambdaLayer._as_size(image_size, "image_size")
     size = stage_sizes((height, width), stem)[0]
     options = {"key_depth": key_depth, "intra_depth": intra_depth, "scope": scope, "position": position}
     for letter, stage in zip(stages, (model.layer1, model.layer2, model.layer3, model.layer4), strict=True):
@@ -141,8 +141,9 @@ def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim
             on as with a new parameter.
 
     Raises:
-        ValueError: layers share an embedding that cannot serve both their maps.
+        ValueError: no such image size, or layers share an embedding that cannot serve both their maps.
     """
+    height, width = LambdaLayer._as_size(image_size, "image_size")
     resized: dict[int, tuple[int, ...]] = {}
 
     def fit(layer: LambdaLayer, inputs: tuple[Tensor]) -> None:
@@ -158,7 +159,6 @@ def resize(model: nn.Module, image_size: int | tuple[int, int], optimizer: optim
     hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
-    height, width = LambdaLayer._as_size(image_size)
     try:
         model.eval()(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
     finally:

@@ -20,6 +20,10 @@ DOCSTRING = '''"""λ-ResNets (`resnet_lambda`), their baseline (`resnet`), other
 class BuildWithNetworks(build_py):
     """An editable install has `lambda_layer` and `lambda_ops` alone; the networks lie beside them in the checkout."""
 
+    def get_source_files(self) -> list[str]:
+        """What a source archive (sdist) needs for this build."""
+        return [*super().get_source_files(), *(f"{name}.py" for name in MODULES)]
+
     def run(self) -> None:
         super().run()
         if self.editable_mode:

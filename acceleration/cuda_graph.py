@@ -71,7 +71,8 @@ class Replay:
 
     def __init__(self, take: Take, pixels: Tensor, labels: Tensor) -> None:
         self.take, self.pixels, self.labels = take, pixels.clone(), labels.clone()
-        self.replay = record(lambda: take(self.pixels, self.labels))
+        with torch.cuda.device_of(self.pixels):  # else it would be recorded on the first GPU, whichever the run's is
+            self.replay = record(lambda: take(self.pixels, self.labels))
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> None:
         if pixels.shape != self.pixels.shape:

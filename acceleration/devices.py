@@ -24,13 +24,14 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calcula
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes cuda where there is one, else mps, else the CPU.
+    """The device of that name; `auto` takes cuda where there is one, else mps for a process alone, else the CPU.
 
     Raises:
         InputError: there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and size() == 1  # which several processes cannot share
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):

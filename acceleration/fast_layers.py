@@ -164,17 +164,15 @@ class Windows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        weight, *ctx.map = inputs
-        ctx.save_for_backward(weight)
+        _, *ctx.map = inputs
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        to_weight = torch.zeros_like(weight)
-        taps = to_weight.permute(0, 2, 3, 1)
+        o, c = gradient.shape[1], gradient.shape[-1]
+        taps = gradient.new_zeros(o, 3, 3, c)  # like the gradient, which may stand for many at once: `is_grads_batched`
         for window, part in zip(_windows(*ctx.map), gradient, strict=True):
-            taps[window] += part
-        return to_weight, None, None, None, None
+            taps[window].add_(part)
+        return taps.permute(0, 3, 1, 2), None, None, None, None
 
 
 def _windows(height: int, width: int, rows: range, columns: range) -> list[tuple[slice, slice, slice]]:

@@ -35,9 +35,9 @@ def print_costs(path: Path) -> None:
     Raises:
         InputError: it is none.
     """
-    cases, device = read(path)
+    timings_of, device = read(path)
     for name, backward in MEASURED.items():
-        timed = timings(cases, name)
+        timed = timings_of[name]
         fitted = fit(timed)
         print(f"    ({device!r}, {backward}): Costs({', '.join(f'{value:g}' for value in fitted)}),")
         for words, costs in (("by these", fitted), ("by lambda_ops/rule.py", COSTS[device, backward])):
@@ -46,11 +46,12 @@ def print_costs(path: Path) -> None:
             print(f"        {words}, chosen / fastest way: worst {worst}")
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The shapes of the file, and the kind of its device; files of earlier versions tell it less clearly."""
+def read(path: Path) -> tuple[dict[str, list[Timed]], str]:
+    """The timings of the file, and the kind of its device; files of earlier versions tell it less clearly."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return report["cases"], report.get("kind") or ("cuda" if "cuda" in report["memory"] else "cpu avx512")
+        timed = {name: timings(report["cases"], name) for name in MEASURED}
+        return timed, report.get("kind") or ("cuda" if "cuda" in report["memory"] else "cpu avx512")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"file: {path} is no file of benchmark.py layer ({type(error).__name__}: {error})") from error
 

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from acceleration.devices import PRECISIONS, cpu_computes_in_bf16
 from acceleration.fast_layers import folded
 from benchmarks.measuring import Timing, peak_memory, seconds
+from command_line.errors import InputError
 from data_preprocessing import AugmentedLoader
 from data_sources.batches import Batch
 from data_sources.in_memory import PlainLoader
@@ -180,26 +181,55 @@ def _benchmark(device: torch.device, quick: bool, tasks: list[str]) -> dict[str,
 
 
 def measure_rows(group: list[Row], device: torch.device, budget: float) -> list[dict[str, Any]]:
-    """Time the rows in turns, each in its process: a step at a time, 4 to 50 turns within about `budget` seconds."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes, descriptions = [], [], []
-    for row in group:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, row, str(device), torch.get_num_threads()), daemon=True)
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
-        descriptions.append(ours.recv())  # one after the other: their first steps shall not disturb each other
-    times: list[list[float]] = [[] for _ in group]
-    started = time.perf_counter()
-    while len(times[0]) < 4 or (len(times[0]) < 50 and time.perf_counter() - started < budget):
-        for pipe, measured in zip(pipes, times, strict=True):
-            pipe.send("time")
-            measured.append(pipe.recv())
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send("end")
-        process.join()
-    return [result(row, *parts) for row, *parts in zip(group, descriptions, times, strict=True)]
+    """Time the rows in turns, each in its process: a step at a time, 4 to 50 turns within about `budget` seconds.
+
+    Raises:
+        InputError: a row's process has ended.
+    """
+    timed = [RowProcess(row, device) for row in group]
+    times, started = timed[0].times, time.perf_counter()
+    while len(times) < 4 or (len(times) < 50 and time.perf_counter() - started < budget):
+        for each in timed:
+            each.times.append(each.answer("time"))
+    for each in timed:
+        each.end()
+    return [result(each.row, each.description, each.times) for each in timed]
+
+
+class RowProcess:
+    """A row's process as its parent sees it: it is there, and has taken its first steps, when this is made."""
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self.row = row
+        self.times: list[float] = []  # milliseconds
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = theirs, row, str(device), torch.get_num_threads()
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()  # as long as it is open here, too, the end of the process is not seen
+        self.description: Description = self.answer()  # awaited: the rows' first steps shall not disturb each other
+
+    def answer(self, question: str | None = None) -> Any:
+        """What the process says, to a question or of itself.
+
+        Raises:
+            InputError: it has ended.
+        """
+        try:
+            if question is not None:
+                self.pipe.send(question)
+            return self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join()
+            raise InputError(
+                f"{self.row.label}: its process has ended with code {self.process.exitcode}; what it said stands "
+                "above, and -9 without a word is mostly a lack of memory: close other programs, or take --quick"
+            ) from error
+
+    def end(self) -> None:
+        self.pipe.send("end")
+        self.process.join()
 
 
 def serve(pipe: Connection, row: Row, device_name: str, threads: int) -> None:

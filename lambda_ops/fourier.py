@@ -38,9 +38,9 @@ class FourierOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inverse, *saved = ctx.saved_tensors
-        if takes_plain_gradients(grad):
-            return None, *differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
         with without_autocast(grad):
+            if takes_plain_gradients(grad):
+                return None, *differentiable_gradients(partial(_fourier_order, inverse), saved, grad)
             return None, *FourierOrder.gradients((inverse, *saved), grad)
 
     @staticmethod

@@ -44,10 +44,13 @@ def absolute_output(query: Tensor, value: Tensor, embedding: Tensor, size: Size,
 
 
 def _way_of_none(query: Tensor, size: Size) -> Way | None:
-    """For an empty batch, a way of PyTorch's own operations, which take it; gradients are nought, and not missing."""
+    """For an empty batch, a way of PyTorch's own operations, which take it; gradients are nought, and not missing.
+
+    By tiles of one position, whose expanded embedding is as large as the table, however large the map.
+    """
     # the compiler makes a graph of its own for it; an export shall be for any batch
     looks = torch.compiler.is_dynamo_compiling() or not is_recorded()
-    return Way("lambda", size) if looks and len(query) == 0 else None
+    return Way("lambda", (1,) * len(size)) if looks and len(query) == 0 else None
 
 
 def _way_for(query: Tensor, value: Tensor, size: Size, scope: Size, only_whole: bool = False) -> Way:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from lambda_layer import LambdaLayer, absolute_output, content_output
+from lambda_ops.modules import is_plain
 from resnet import BASIC, POOLED, build_resnet, halve, stage_sizes
 
 Size = tuple[int, int]  # height and width of a map
@@ -78,13 +79,19 @@ class StudyLambdaLayer(nn.Module):
     def _query(self, x: Tensor) -> Tensor:
         """(b, n, d) -> (b, n, h, k), normalised.
 
-        The study's projection gives (k, h). Here its weights' rows are put into the other order, not all the queries.
+        The study's projection gives (k, h). Here its weights' rows are put into the other order, not all the queries,
+        unless a call of it does more than a product with them.
         The batch norm gets rows of k: over (b, k, n, h), as the study has it, PyTorch's gradient is wrong on the CPU
         for some strides.
         """
-        weight = self.toqueries.weight.unflatten(0, (self.key_depth, self.heads)).transpose(0, 1).flatten(0, 1)
-        query = nn.functional.linear(x, weight).view(-1, self.key_depth)  # (b·n·h, k)
-        return self.bn_queries(query).view(*x.shape[:2], self.heads, self.key_depth)
+        k_h = self.key_depth, self.heads
+        if is_plain(self.toqueries, nn.Linear) and self.toqueries.bias is None:
+            weight = self.toqueries.weight.unflatten(0, k_h).transpose(0, 1).flatten(0, 1)
+            query = nn.functional.linear(x, weight)  # (b, n, h·k)
+        else:
+            query = self.toqueries(x).unflatten(2, k_h).transpose(2, 3)  # (b, n, h, k)
+        query = self.bn_queries(query.reshape(-1, self.key_depth))  # (b·n·h, k)
+        return query.view(*x.shape[:2], self.heads, self.key_depth)
 
 
 def make_embedding(size: Size, key_depth: int) -> nn.Parameter:

@@ -3,7 +3,8 @@ import torch
 from layer_tools import SMALL_WAYS
 from torch import nn
 
-from lambda_layer import LambdaLayer, LambdaLayer1d
+from lambda_layer import LambdaLayer, LambdaLayer1d, LambdaLayer3d
+from lambda_ops.tiles import Tiling
 
 
 @pytest.mark.parametrize("size", [(4, 5), (1, 1), (3, 6)])
@@ -46,6 +47,23 @@ def test_an_empty_batch_is_taken(way, training):
     y.sum().backward()
     assert x.grad.shape == x.shape
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "size"),
+    [(LambdaLayer1d, (64,)), (LambdaLayer, (12, 9)), (LambdaLayer, (1, 7)), (LambdaLayer3d, (4, 3, 5))],
+)
+def test_for_an_empty_batch_no_more_than_the_table_is_expanded(layer_class, size, monkeypatch):
+    expanded, expand = [], Tiling.expand
+    monkeypatch.setattr(Tiling, "expand", lambda *given: expanded.append(expand(*given)) or expanded[-1])
+    layer = layer_class(8, input_size=size, intra_depth=2)
+    x = torch.zeros(0, 8, *size, requires_grad=True)
+    y = layer(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in layer.parameters())
+    assert [each.numel() for each in expanded] == [layer.embedding.numel()]
 
 
 @pytest.mark.parametrize("way", SMALL_WAYS)
@@ -175,8 +193,8 @@ REFUSALS = [
     ({"scope": 3, "heads": 3}, r"heads \(3\) must divide dim_out \(8\)"),
     ({}, "input_size is missing"),
     ({"position": "absolute"}, "input_size is missing"),
-    ({"input_size": (3, 4, 5)}, r"input_size is \(3, 4, 5\); it must be 2 positive length"),
-    ({"input_size": 0}, r"input_size is \(0, 0\)"),
+    ({"input_size": (3, 4, 5)}, r"input_size is \(3, 4, 5\); it must be 2 positive whole number"),
+    ({"input_size": 0}, "input_size is 0; it must be 2 positive whole number"),
     ({"scope": 3, "position": "absolute"}, 'scope=3 needs position="relative"'),
     ({"scope": 3, "position": "polar"}, "position is 'polar'; it must be"),
     ({"position": "none", "content": False}, "leaves nothing to compute"),

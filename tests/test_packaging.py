@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,40 @@ def test_torch_hub_loads_networks_and_layers() -> None:
     assert isinstance(from_hub("lambda_layer_3d", dim=8, scope=3), LambdaLayer3d)
 
 
-def test_pip_installs_the_layer_and_the_networks_alone(tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"  # the build leaves folders beside what it builds
-    checkout.mkdir()
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project, since a build leaves folders beside what it builds."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
     for path in [*PROJECT.glob("*.py"), *map(PROJECT.joinpath, ("pyproject.toml", "README.md", "LICENSE"))]:
-        shutil.copy(path, checkout)
+        shutil.copy(path, folder)
     for room in (path.parent for path in PROJECT.glob("*/__init__.py")):
-        shutil.copytree(room, checkout / room.name)
+        shutil.copytree(room, folder / room.name)
+    return folder
+
+
+def built(kind: str, source: Path, target: Path) -> Path:
+    """The archive of that kind, "sdist" or "wheel", by the project's own backend and without a network."""
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    target.mkdir()
+    subprocess.run([sys.executable, "-c", code, str(target)], cwd=source, check=True, capture_output=True)
+    (archive,) = target.iterdir()
+    return archive
+
+
+def test_a_source_archive_is_built_into_the_wheel_of_a_checkout(checkout: Path, tmp_path: Path) -> None:
+    archive = built("sdist", checkout, tmp_path / "sdist")
+    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    names = []
+    for folder in (source, checkout):
+        with zipfile.ZipFile(built("wheel", folder, tmp_path / f"wheel of {folder.name}")) as wheel:
+            names.append(set(wheel.namelist()))
+    assert names[0] == names[1]
+    assert {f"lambda_resnets/{name}.py" for name in ("convert", "resnet", "resnet_lambda")} < names[0]
+
+
+def test_pip_installs_the_layer_and_the_networks_alone(checkout: Path, tmp_path: Path) -> None:
     target = tmp_path / "site-packages"
     # --no-build-isolation, --no-index and --no-deps: with what is here, and no network
     options = ["--quiet", "--no-build-isolation", "--no-index", "--no-deps", "--target", str(target)]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lambda_layer import LambdaLayer
+from lambda_layer import LambdaLayer, LambdaLayer1d
 from resnet import STEMS, build_resnet, stage_sizes
 from resnet_lambda import build_lambda_resnet, resize
 
@@ -19,7 +19,8 @@ def lambda_layers(model: nn.Module) -> list[LambdaLayer]:
 def test_a_resized_embedding_is_the_same_parameter_and_trains_on(position: str) -> None:
     layer = LambdaLayer(8, input_size=4, position=position, heads=2, key_depth=4)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    layer(torch.randn(2, 8, 4, 4)).square().sum().backward()
+    loss = layer(torch.randn(2, 8, 4, 4)).square().sum()  # as long as it is there, so is the graph of the old shape
+    loss.backward()
     optimizer.step()
     embedding = layer.embedding
     layer.resize_embedding(6)
@@ -28,6 +29,7 @@ def test_a_resized_embedding_is_the_same_parameter_and_trains_on(position: str) 
     optimizer.state.pop(embedding, None)
     before = embedding.detach().clone()
     layer(torch.randn(2, 8, 6, 6)).square().sum().backward()
+    assert embedding.grad.shape == embedding.shape
     optimizer.step()
     assert not torch.equal(embedding, before)
 
@@ -55,6 +57,20 @@ def test_sizes_may_be_numpys() -> None:
     assert LambdaLayer(8, input_size=np.array([3, 5]), heads=2).input_size == (3, 5)
 
 
+@pytest.mark.parametrize(("size", "said"), [("32", "'32'"), (32.0, "32.0"), (None, "None"), ((4, -1), r"\(4, -1\)")])
+def test_a_size_is_refused_by_the_name_that_the_caller_knows(size, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^image_size is {said}; it must be 2 positive whole number"):
+        build_lambda_resnet(10, image_size=size)
+    with pytest.raises(ValueError, match=f"^new_size is {said}; it must be 1 positive whole number"):
+        LambdaLayer1d(4, input_size=3, heads=2).resize_embedding(size)
+    model = build_lambda_resnet(10, image_size=64, stages="CCCL", num_classes=3)
+    with pytest.raises(ValueError, match=f"^image_size is {said}; it must be 2 positive whole number"):
+        resize(model, size)
+    sizes = [layer.input_size for layer in lambda_layers(model)]
+    model(torch.randn(2, 3, 32, 32))  # a smaller one, which no hook of the refused call may fit the layers to
+    assert [layer.input_size for layer in lambda_layers(model)] == sizes
+
+
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("position", ["relative", "absolute"])
 def test_a_network_is_resized_with_its_embeddings(share: bool, position: str) -> None:
@@ -62,7 +78,8 @@ def test_a_network_is_resized_with_its_embeddings(share: bool, position: str) ->
     small, large = (build_lambda_resnet(image_size=side, **options) for side in (32, (64, 48)))
     names = [id(parameter) for parameter in small.parameters()]
     optimizer = torch.optim.Adam(small.parameters())
-    small.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    loss = small.train()(torch.randn(2, 3, 32, 32)).sum()  # its graph stays, as in a loop that goes on
+    loss.backward()
     optimizer.step()
     mean = small.bn1.running_mean.clone()
     expected = {  # by hand: linearly, ends on ends

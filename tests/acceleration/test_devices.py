@@ -20,6 +20,13 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
         choose_precision("fp16", CPU)
 
 
+def test_of_several_processes_none_takes_the_gpu_of_a_mac_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "size", lambda: 2)
+    assert find_device("auto") == CPU
+
+
 def raise_on_the_way(first: Exception, then: Exception) -> None:
     """As torch.save does, which closes its archive when it could not fill it."""
     try:

@@ -138,6 +138,19 @@ def test_gradients_of_gradients(kernel: int, size: int) -> None:
     assert torch.autograd.gradgradcheck(conv, x)
 
 
+@pytest.mark.filterwarnings("ignore:.*batching rule:UserWarning")
+def test_batched_gradients_are_those_of_the_plain_network_one_by_one() -> None:
+    plain = make_network().double().eval()
+    fast, x = quicken(copy.deepcopy(plain)), torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    grads = torch.randn(3, 2, 10, dtype=torch.float64)
+    batched = torch.autograd.grad(fast(x), [x, *fast.parameters()], grads, is_grads_batched=True)
+    y, inputs = plain(x), [x, *plain.parameters()]
+    single = [torch.autograd.grad(y, inputs, one, retain_graph=True) for one in grads]
+    for together, *alone in zip(batched, *single, strict=True):
+        expected = torch.stack(alone)
+        assert (together - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
+
+
 @pytest.mark.parametrize("stages", STAGES)
 def test_state_dict_loads_both_ways(stages: str) -> None:
     plain, fast = make_network(stages), quicken(make_network(stages, seed=1))

@@ -7,6 +7,7 @@ import pytest
 import benchmark
 from benchmarks import fit_costs
 from benchmarks.layer import CASES, forced_ways, way_name
+from benchmarks.measuring import FOLDER
 from command_line.errors import InputError
 from lambda_ops.rule import COSTS, Costs, cost
 
@@ -57,4 +58,11 @@ def test_another_file_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match="is no file of benchmark.py layer"):
+        benchmark.main(["fit", str(path)])
+
+
+@pytest.mark.parametrize("other", ["convert", "train", "scaling"])
+def test_a_file_of_another_benchmark_is_refused(other: str) -> None:
+    path = next(FOLDER.glob(f"{other}-*.json"))
+    with pytest.raises(InputError, match=f"^file: .*{path.name} is no file of benchmark.py layer"):
         benchmark.main(["fit", str(path)])

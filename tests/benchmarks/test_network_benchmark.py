@@ -69,6 +69,12 @@ def test_rows_are_timed_in_processes_and_compared() -> None:
     assert ratio == pytest.approx(measured[0]["step_ms"]["median"] / measured[1]["step_ms"]["median"], abs=0.01)
 
 
+def test_a_row_whose_process_dies_is_named() -> None:
+    row = Row("no such network", "imagenet", "fp32", 2, "infer")
+    with pytest.raises(InputError, match="^no such network, imagenet stem, fp32: its process has ended with code 1;"):
+        network.measure_rows([row], CPU, budget=0.0)
+
+
 def test_a_share_above_the_whole_matrix_rate_is_explained(capsys) -> None:
     row = {"name": "ResNet-50", "stem": "imagenet", "batch_size": 2, "precision": "fp32", "images_per_second": 20.0}
     row |= {"step_ms": {"median": 100.0, "low": 99.0, "high": 101.0}, "peak_memory_mib": 3.0, "flops": 4e9}

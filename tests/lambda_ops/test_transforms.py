@@ -72,6 +72,20 @@ def test_batched_gradients_are_those_of_single_ones(way) -> None:
     torch.testing.assert_close(batched, torch.stack(single), rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_in_frequencies_keep_their_precision_within_autocast() -> None:
+    """Those that are to be differentiated, too: both are float32, since sums over a row overflow in half precision."""
+    inverse = torch.randn(4, 6)  # (w, 2·f), for w = 4, f = 3; then b = 2, rows = 3, h = 2, k = 3, u = 1, v = 2
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 12, 2, 3), (3, 6, 4), (3, 18, 6))]
+    y = FourierOrder.apply(inverse, *inputs)
+    grad = torch.randn_like(y)
+    expected = torch.autograd.grad(y, inputs, grad, retain_graph=True)
+    for create_graph in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            within = torch.autograd.grad(y, inputs, grad, retain_graph=True, create_graph=create_graph)
+        assert all(one.requires_grad == create_graph for one in within)
+        torch.testing.assert_close([one.detach() for one in within], list(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_an_ensemble_without_gradients() -> None:
     layers, x = [prepared(None) for _ in range(3)], torch.randn(2, 4, 4, 5)
     stacked, buffers = torch.func.stack_module_state(layers)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 from model_preparation import finish_model
 from reference_networks.plain import PlainStudyLambdaLayer
@@ -192,6 +193,32 @@ def test_the_layer_is_the_formula_as_loops(size: tuple[int, int]) -> None:
     wanted = [x, *layer.parameters()]
     ours, theirs = (torch.autograd.grad(y, wanted, gradient) for y in (one, other))
     torch.testing.assert_close(ours, theirs)
+
+
+def with_hook(queries: nn.Linear) -> None:
+    queries.register_forward_hook(lambda module, inputs, y: y.sin())
+
+
+def with_bias(queries: nn.Linear) -> None:
+    queries.bias = nn.Parameter(torch.linspace(-1, 1, queries.out_features, dtype=queries.weight.dtype))
+
+
+def pruned(queries: nn.Linear) -> None:
+    prune.l1_unstructured(queries, "weight", amount=0.5)
+
+
+@pytest.mark.parametrize("change", [with_hook, with_bias, pruned])
+def test_what_is_done_to_the_queries_projection_counts(change) -> None:
+    layer = StudyLambdaLayer(8, (2, 3), key_depth=4, heads=2).double().eval()
+    plain, x = PlainStudyLambdaLayer(8, (2, 3), key_depth=4, heads=2).double().eval(), torch.randn(2, 8, 2, 3).double()
+    plain.load_state_dict(layer.state_dict())
+    before = layer(x)
+    torch.testing.assert_close(plain(x), before)
+    for each in (layer, plain):
+        change(each.toqueries)
+    y = layer(x)
+    torch.testing.assert_close(y, plain(x))
+    assert not torch.allclose(y, before, rtol=1e-3)
 
 
 def test_gradients_of_the_network_are_its_slopes() -> None:
