@@ -25,6 +25,7 @@ if __name__ == "__main__":  # here, so that --help and what is refused need not 
         read_predict(__doc__)
 
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -93,8 +94,8 @@ def image_paths(given: Sequence[Path]) -> list[str]:
     """
     paths: list[str] = []
     for path in given:
-        if not path.is_dir():
-            if not path.is_file():
+        if not os.path.isdir(path):  # `Path.is_dir` raises where a folder above it must not be entered
+            if not os.path.isfile(path):
                 raise InputError(f"images: there is no file {path}")
             paths.append(str(path))
             continue

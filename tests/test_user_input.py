@@ -241,6 +241,12 @@ def test_hyphens_may_stand_for_underscores_in_every_script() -> None:
     assert experiments.parse(["--keep-checkpoints", "--dry_run"]).keep_checkpoints
 
 
+def test_a_place_that_cannot_be_asked_for_is_none_to_write_to() -> None:
+    words = ["a.png", "--checkpoint", "run", "--out"]
+    with pytest.raises(InputError, match="out: there is no folder .*/aaa"):
+        read_predict(None, [*words, f"{'a' * 300}/seen.csv"])  # a name that no system has
+
+
 def test_a_recipe_is_its_settings_and_flags_beside_it_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(user_input.RECIPES, "quick", {"epochs": 3, "optimizer": "sgd", "stages": "CCLL"})
     args = load_user_input("--recipe quick --epochs 4 --seed 2".split())

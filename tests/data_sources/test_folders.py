@@ -1,5 +1,6 @@
 """Folders of images as they come: what is left out and counted, what is taken for what, what is refused and how."""
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -215,6 +216,40 @@ def test_folders_that_do_not_fit_are_refused_with_what_to_do(name: str, tmp_path
     with pytest.raises(InputError, match=says) as refused:
         read_folders(tmp_path, options)
     assert "\n" not in str(refused.value)
+
+
+def private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody list a folder, or ask for what lies in it; root could, whatever its mode."""
+
+    def refuse(usual: Callable, is_private: Callable[[str], bool]) -> Callable:
+        def asked(path: object, *given: object, **options: object) -> object:
+            if is_private(str(path)):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return usual(path, *given, **options)
+
+        return asked
+
+    monkeypatch.setattr(os, "stat", refuse(os.stat, lambda path: path.startswith(f"{folder}{os.sep}")))
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir, lambda path: path == str(folder)))
+
+
+def test_a_private_folder_beside_the_classes_ends_in_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog", "mine"):
+        images(tmp_path / name)
+    private(tmp_path / "mine", monkeypatch)
+    with pytest.raises(InputError, match=r"no folder .*train;.*are cat, dog, mine the classes\?"):
+        read_folders(tmp_path, FolderOptions())
+    with pytest.raises(InputError, match=rf"^data_dir: {tmp_path} cannot be read .*mine\)$"):
+        read_folders(tmp_path, FolderOptions(test_fraction=0.5))
+
+
+def test_a_private_data_dir_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set(tmp_path)
+    private(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=f"^data_dir: {tmp_path} cannot be read .{os.strerror(errno.EACCES)}"):
+        read_folders(tmp_path, FolderOptions())
 
 
 def test_names_are_shown_in_one_line_and_in_letters(tmp_path: Path) -> None:
