@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,9 +69,17 @@ def _cifar(folder: Path, name: str, kind: type[CIFAR10]) -> Source:
         parts = [kind(str(folder), train=train, download=True) for train in (True, False)]
     except DOWNLOAD_FAILED as error:
         if not had_folder:
-            shutil.rmtree(folder, ignore_errors=True)  # what the failed download left
+            _remove_download(folder, kind)
         raise InputError(_no_cifar(archive, name, kind, error)) from error
     return Source(_labelled(parts[0]), _labelled(parts[1]), tuple(parts[0].classes))
+
+
+def _remove_download(folder: Path, kind: type[CIFAR10]) -> None:
+    """What a failed download has left in a folder that it made, and the folder, if nobody else put anything there."""
+    shutil.rmtree(folder / kind.base_folder, ignore_errors=True)
+    with suppress(OSError):
+        (folder / kind.filename).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _no_cifar(archive: Path, name: str, kind: type[CIFAR10], error: Any) -> str:
