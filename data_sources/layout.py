@@ -95,6 +95,8 @@ def find_parts(folder: Path, options: FolderOptions) -> Layout:
             raise InputError(_no_train(folder))
         train, test, validation = folder, None, None
     else:
+        if hint := _if_a_class(folder, "train"):
+            raise InputError(f"data_dir: {inner} is taken for the training images, and has no class in it{hint}")
         train, (test, validation) = inner, _test_and_validation(folder, options)
     layout = Layout(
         scan(train),
@@ -139,8 +141,11 @@ def every_image(folder: Path, whites: Whites) -> tuple[ImageSet, tuple[str, ...]
         raise InputError(f"data_dir: there is no folder {folder}")
     test = folder / "test"
     if not isdir(test) and isdir(folder / "train"):
-        raise InputError(f"data_dir: there is no folder {test} beside train; take a data_dir with the images of a test")
-    part = scan(test if isdir(test) else folder)
+        hint = _if_a_class(folder, "test")
+        raise InputError(
+            f"data_dir: there is no folder {test} beside train; take a data_dir with the images of a test{hint}"
+        )
+    part = scan(test if isdir(test) else folder, fewest=1)
     if not part.paths:
         raise InputError(f"data_dir: {part.folder} holds no image")
     return image_set(part, whites), part.classes
@@ -188,11 +193,24 @@ def _no_train(folder: Path) -> str:
     for name in folders:
         if isdir(folder / name / "train"):
             return f"{missing}; there is {folder / name / 'train'}: take --data_dir {folder / name}"
-    classes = [name for name in folders if name not in ("test", *VALIDATION_NAMES)]
+    classes = _not_parts(folders)
     if len(classes) > 1 and "test" not in folders:
         named = ", ".join(classes[:3])
         return f"{missing}; are {named} the classes? Then --test_fraction 0.2 holds back a fifth of each for the test"
     return missing
+
+
+def _if_a_class(folder: Path, part: str) -> str:
+    """What to do if the folder train is a class, as where it lies beside others and has no folder in it; else empty."""
+    beside = _not_parts(_folders_in(folder))
+    if not beside or _folders_in(folder / "train"):
+        return ""
+    named, inside = ", ".join(beside[:3]), folder / part
+    return f"; if it is a class itself, beside {named}, move all classes into {inside}: {inside / 'train'}"
+
+
+def _not_parts(folders: list[str]) -> list[str]:
+    return [name for name in folders if name not in ("train", "test", *VALIDATION_NAMES)]
 
 
 def _folders_in(folder: Path) -> list[str]:
