@@ -150,13 +150,19 @@ def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
     return centre_crop(args.image_size, None if whole else round(args.image_size * RESIZE_RATIO))
 
 
-def load_test(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> OrderedLoader:
-    """Images to be tested on alone, as the settings have a test see them."""
-    batch_size = evaluation_batch(args.batch_size, args.image_size, device)
+def load_test(
+    args: UserInput,
+    images: ImageSet,
+    normalisation: Normalisation,
+    device: torch.device,
+    batch_size: int | None = None,
+) -> OrderedLoader:
+    """Images to be tested on alone, as the settings have a test see them; `batch_size` at once, or as many as a run."""
+    batch_size = batch_size or evaluation_batch(args.batch_size, args.image_size, device)
     if args.crops == "crop" and fits_in_memory(args.image_size, len(images), args.memory_gib):
         pixels, labels = decode(images, args.image_size), torch.from_numpy(images.labels)
         return PlainLoader(pixels.to(device), labels.to(device), batch_size, normalisation)
-    return _stream(args, images, normalisation, device)
+    return replace(_stream(args, images, normalisation, device), batch_size=batch_size)
 
 
 def _train_and_validation(args: UserInput, source: Source) -> tuple[ImageSet, ImageSet | None]:

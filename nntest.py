@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     precision = choose_precision(args.precision, device)
     tested = images_of_test(network, args, arguments.data_dir is not None)
     model = network.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = load_test(args, tested.images, network.normalisation, device)
+    loader = load_test(args, tested.images, network.normalisation, device, arguments.batch_size)
     found = evaluate(Alone(model, device, precision, args.test_flips), loader)
     assert found is not None  # nothing stops it
     where = args.data_dir if args.dataset == "imagefolder" else args.dataset
