@@ -44,7 +44,7 @@ from command_line.tools import BATCH, MOST_PICTURED
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
 from run_state.trained_network import TrainedNetwork, load_network
-from scoring.confusion import labels
+from scoring.confusion import drawable, labels
 
 BAR = 20  # characters for a confidence of 100 %
 ACROSS = 3  # images beside one another in a picture
@@ -179,7 +179,8 @@ def picture(seen: Sequence[Seen], network: TrainedNetwork) -> Figure:
         axes.set_axis_off()
     for (left, right), one in zip(grid, seen, strict=False):
         left.imshow(np.array(one.view))
-        (name,) = labels([Path(printable(one.path)).name])
+        name = Path(printable(one.path)).name
+        name = drawable(name, ascii(name)[1:-1])
         left.set_title(name if len(name) <= 24 else f"{name[:23]}…", fontsize=7)
         _draw_bars(right, [(names[label], share) for label, share in one.predictions])
     return figure
