@@ -37,6 +37,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from acceleration.devices import enough_memory
 from command_line import errors
 from command_line.errors import InputError
 from command_line.paths import printable, shown
@@ -60,6 +61,7 @@ class Seen(NamedTuple):
     predictions: Predictions
 
 
+@enough_memory()
 def main(argv: list[str] | None = None) -> int:
     """Print a table of the images that the command line names; the exit code is 1 where one could not be read."""
     arguments = read_predict(__doc__, argv)
