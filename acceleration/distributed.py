@@ -30,8 +30,8 @@ from command_line import errors
 
 Value = TypeVar("Value")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
-# That a process waits for another: one may read a large folder for all, for longer than gloo's half an hour. Of one that
-# has died, its closed connection tells, and torchrun.
+# That a process waits for another: one may read a large folder for all, for longer than gloo's half an hour. That one
+# has died is told by its closed connection, and by torchrun.
 PATIENCE = timedelta(days=1)
 TELL_SECONDS = 10.0  # that a process waits for another to tell an error before it does so itself
 _store: dist.Store | None = None  # what torchrun's processes have in common from the start
