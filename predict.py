@@ -1,10 +1,12 @@
 """Say what a trained network sees in images of your own.
 
-    python predict.py cat.jpg holiday --checkpoint latest --out seen.csv
+    python predict.py cat.jpg --checkpoint latest --out seen.csv
 
-    image                 class                confidence
-    cat.jpg               cat                     93.10 %  ###################
-                          dog                      4.25 %  #
+    image    class       confidence
+    cat.jpg  cat            93.10 %  ███████████████████
+             dog             4.25 %  █
+             frog            1.02 %
+    seen.csv
 
 Files, or folders with all the images in and below them. `latest` is the newest run in the runs' folder that
 `user_input.py` names. An image that cannot be read is told, the others go on, and the exit code is 1.

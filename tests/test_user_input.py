@@ -13,6 +13,7 @@ from command_line.errors import InputError
 from command_line.paths import PROJECT
 from command_line.tools import read_predict
 from evidence.pinned import PINNED
+from resnet import STEMS, halve, stage_sizes
 from run_state.resumption import load_settings
 from user_input import OTHER_NAMES, UserInput, given_settings, load_user_input
 
@@ -222,6 +223,14 @@ def test_help_has_groups_choices_and_examples_that_hold(capsys: pytest.CaptureFi
     assert len(examples) > 3
     for flags in examples:
         load_user_input(flags.split())
+
+
+def test_the_stems_help_has_the_sides_of_its_maps() -> None:
+    text = UserInput.__dataclass_fields__["stem"].metadata["help"]
+    for stem in STEMS:
+        first, *others = stage_sizes((32, 32), stem)  # of the maps that enter the stages, of which the later ones halve
+        sides = [first, *map(halve, others)]
+        assert f"{stem} {', '.join(str(side) for side, _ in sides)}" in text
 
 
 @pytest.mark.parametrize(("given", "here"), OTHER_NAMES.items())

@@ -4,8 +4,11 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -73,6 +76,19 @@ def test_predictions_are_drawn(trained: tuple[UserInput, RunResult], photos: Pat
     }.items():
         with pytest.raises(InputError, match=f"out: .*{says}"):
             predict.main([*words, "--out", str(tmp_path / path)])
+
+
+def test_the_docstring_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    predictions = [("cat", 0.9310), ("dog", 0.0425), ("frog", 0.0102)]
+    monkeypatch.setattr(predict, "load_network", lambda given: SimpleNamespace(classes=("automobile", "cat")))
+    monkeypatch.setattr(predict, "predict_files", lambda *given: [predict.Seen("cat.jpg", None, predictions)])
+    monkeypatch.chdir(tmp_path)
+    Path("cat.jpg").touch()
+    (words,) = re.findall(r"^    python predict.py (.*)$", predict.__doc__, re.M)
+    predict.main(words.split())
+    assert textwrap.indent(capsys.readouterr().out, "    ") in predict.__doc__
 
 
 def test_too_little_memory_for_a_prediction_is_one_line(
