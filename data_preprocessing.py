@@ -86,8 +86,9 @@ def load_data(args: UserInput, device: torch.device) -> Data:
     paired = bool(args.mixup or args.cutmix)
     check_shares(len(train), args.batch_size, args.sync_batch_norm, paired, args.accumulate)
     parts = [part for part in (train, source.test, validation) if part is not None]
-    images = len(train) + len(source.test)
-    in_memory = args.crops == "crop" and fits_in_memory(args.image_size, images, args.memory_gib)
+    pixels = len(train) * (args.image_size + 2 * CROP_PADDING) ** 2  # which `AugmentedLoader` keeps padded
+    pixels += sum(map(len, parts[1:])) * args.image_size**2
+    in_memory = args.crops == "crop" and fits_in_memory(pixels, args.memory_gib)
     loader, (test_loader, *others), normalisation = (_in_memory if in_memory else _streaming)(args, parts, device)
     return Data(
         _mixed(args, loader, len(train), len(source.classes)),
@@ -139,9 +140,9 @@ def folder_options(args: UserInput) -> FolderOptions:
     return options
 
 
-def fits_in_memory(image_size: int, images: int, memory_gib: float) -> bool:
-    """Whether that many images of training and test together stay in memory."""
-    return images * image_size**2 * 3 <= memory_gib * 2**30
+def fits_in_memory(pixels: int, memory_gib: float) -> bool:
+    """Whether so many pixels of images, all parts together, stay in memory."""
+    return 3 * pixels <= memory_gib * 2**30
 
 
 def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
@@ -150,13 +151,19 @@ def centre_view(args: UserInput) -> Callable[[Image.Image], Image.Image]:
     return centre_crop(args.image_size, None if whole else round(args.image_size * RESIZE_RATIO))
 
 
-def load_test(args: UserInput, images: ImageSet, normalisation: Normalisation, device: torch.device) -> OrderedLoader:
-    """Images to be tested on alone, as the settings have a test see them."""
-    batch_size = evaluation_batch(args.batch_size, args.image_size, device)
-    if args.crops == "crop" and fits_in_memory(args.image_size, len(images), args.memory_gib):
+def load_test(
+    args: UserInput,
+    images: ImageSet,
+    normalisation: Normalisation,
+    device: torch.device,
+    batch_size: int | None = None,
+) -> OrderedLoader:
+    """Images to be tested on alone, as the settings have a test see them; `batch_size` at once, or as many as a run."""
+    batch_size = batch_size or evaluation_batch(args.batch_size, args.image_size, device)
+    if args.crops == "crop" and fits_in_memory(len(images) * args.image_size**2, args.memory_gib):
         pixels, labels = decode(images, args.image_size), torch.from_numpy(images.labels)
         return PlainLoader(pixels.to(device), labels.to(device), batch_size, normalisation)
-    return _stream(args, images, normalisation, device)
+    return replace(_stream(args, images, normalisation, device), batch_size=batch_size)
 
 
 def _train_and_validation(args: UserInput, source: Source) -> tuple[ImageSet, ImageSet | None]:

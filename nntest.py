@@ -23,7 +23,9 @@ if __name__ == "__main__":  # here, so that --help and what is refused need not 
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,7 +232,7 @@ def main(argv: list[str] | None = None) -> Evaluation:
     precision = choose_precision(args.precision, device)
     tested = images_of_test(network, args, arguments.data_dir is not None)
     model = network.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader = load_test(args, tested.images, network.normalisation, device)
+    loader = load_test(args, tested.images, network.normalisation, device, arguments.batch_size)
     found = evaluate(Alone(model, device, precision, args.test_flips), loader)
     assert found is not None  # nothing stops it
     where = args.data_dir if args.dataset == "imagefolder" else args.dataset
@@ -281,19 +283,23 @@ def images_of_test(network: TrainedNetwork, args: UserInput, other_folder: bool)
     except InputError:
         if not other_folder or args.dataset != "imagefolder":
             raise
-        amiss = ["it has no parts of the run's"]
-    if amiss and other_folder and args.dataset == "imagefolder":
+        amiss = ["they have no parts like the run's"]
+    all_of_them = bool(amiss) and other_folder and args.dataset == "imagefolder"
+    if all_of_them:
         images, classes = every_image(args.data_path, network.whites)
-    elif amiss and args.dataset == network.args.dataset:
-        errors.tell(f"data_dir: the data are not those that the run was trained on: {'; '.join(amiss)}")
-    return ImagesOfTest(numbered(images, classes, network.classes), network.classes, network.view)
+    images = numbered(images, classes, network.classes)
+    if amiss and args.dataset == network.args.dataset:
+        rest = f"; all {len(images):,} images are tested on, be they trained on or not" if all_of_them else ""
+        errors.tell(f"data_dir: the data are not those that the run was trained on: {'; '.join(amiss)}{rest}")
+    return ImagesOfTest(images, network.classes, network.view)
 
 
 def numbered(images: ImageSet, classes: tuple[str, ...], known: tuple[str, ...]) -> ImageSet:
     """The images with their labels as the network numbers its classes, by their names."""
     if unknown := [name for name in classes if name not in known]:
+        more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(
-            f"data_dir: class {unknown[0]} is none that the network knows, and {len(unknown) - 1} more; it knows "
+            f"data_dir: class {unknown[0]} is none that the network knows{more}; it knows "
             f"{', '.join(known[:MOST_LISTED])}"
         )
     numbers = np.array([known.index(name) for name in classes])
@@ -320,11 +326,17 @@ def lines(found: Evaluation, classes: tuple[str, ...]) -> Iterator[str]:
 
 
 def default_folder(file: Path, arguments: argparse.Namespace) -> Path:
-    """`tests/<checkpoint>` in the run's folder, or beside a file that is in none; other data are named, too."""
+    """`tests/<checkpoint>` in the run's folder, or beside a file that is in none; what else is given is named, too."""
     run = file.absolute().parent
     run = run.parent if run.name == CHECKPOINTS else run
-    others = [name for name in (arguments.dataset, arguments.data_dir and Path(arguments.data_dir).name) if name]
+    data = arguments.data_dir and _called(Path(project_path(arguments.data_dir)))
+    others = [name for name in (arguments.dataset, data, arguments.precision) if name]
     return run / "tests" / "_".join([file.stem, *others])
+
+
+def _called(folder: Path) -> str:
+    """`photos-1f3a9c`: a folder's name, and what tells it from others of that name."""
+    return f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]}"
 
 
 def write(folder: Path, found: Evaluation, tested: ImagesOfTest, about: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """Say what a trained network sees in images of your own.
 
-    python predict.py cat.jpg holiday --checkpoint latest --out seen.csv
+    python predict.py cat.jpg --checkpoint latest --out seen.csv
 
-    image                 class                confidence
-    cat.jpg               cat                     93.10 %  ###################
-                          dog                      4.25 %  #
+    image    class       confidence
+    cat.jpg  cat            93.10 %  ███████████████████
+             dog             4.25 %  █
+             frog            1.02 %
+    seen.csv
 
 Files, or folders with all the images in and below them. `latest` is the newest run in the runs' folder that
 `user_input.py` names. An image that cannot be read is told, the others go on, and the exit code is 1.
@@ -25,6 +27,7 @@ if __name__ == "__main__":  # here, so that --help and what is refused need not 
         read_predict(__doc__)
 
 import csv
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +39,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from acceleration.devices import enough_memory
 from command_line import errors
 from command_line.errors import InputError
 from command_line.paths import printable, shown
@@ -43,7 +47,7 @@ from command_line.tools import BATCH, MOST_PICTURED
 from data_sources.folders import images_below, left_out_line
 from data_sources.images import is_bad, read_image
 from run_state.trained_network import TrainedNetwork, load_network
-from scoring.confusion import labels
+from scoring.confusion import drawable, labels
 
 BAR = 20  # characters for a confidence of 100 %
 ACROSS = 3  # images beside one another in a picture
@@ -59,6 +63,7 @@ class Seen(NamedTuple):
     predictions: Predictions
 
 
+@enough_memory()
 def main(argv: list[str] | None = None) -> int:
     """Print a table of the images that the command line names; the exit code is 1 where one could not be read."""
     arguments = read_predict(__doc__, argv)
@@ -93,8 +98,8 @@ def image_paths(given: Sequence[Path]) -> list[str]:
     """
     paths: list[str] = []
     for path in given:
-        if not path.is_dir():
-            if not path.is_file():
+        if not os.path.isdir(path):  # `Path.is_dir` raises where a folder above it must not be entered
+            if not os.path.isfile(path):
                 raise InputError(f"images: there is no file {path}")
             paths.append(str(path))
             continue
@@ -178,7 +183,8 @@ def picture(seen: Sequence[Seen], network: TrainedNetwork) -> Figure:
         axes.set_axis_off()
     for (left, right), one in zip(grid, seen, strict=False):
         left.imshow(np.array(one.view))
-        (name,) = labels([Path(printable(one.path)).name])
+        name = Path(printable(one.path)).name
+        name = drawable(name, ascii(name)[1:-1])
         left.set_title(name if len(name) <= 24 else f"{name[:23]}…", fontsize=7)
         _draw_bars(right, [(names[label], share) for label, share in one.predictions])
     return figure

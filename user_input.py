@@ -40,9 +40,9 @@ class UserInput(Settings):
     stages: str = setting("auto", help=
         "C (convolution) or L (lambda) for each of c2 to c5, such as CCLL (paper, Table 12); auto: LLLL or CCCC")
     stem: str = setting("imagenet", choices=("imagenet", "compact", "cifar"), help=
-        "the stages see 32×32 pixels as maps of 8, 4, 2, 1 (7×7, pool; study), 16, 8, 4, 2 or 32, 16, 8, 4 a side")
+        "map sides for 32×32 pixels: imagenet 8, 4, 2, 1 (7×7, pool; study), compact 16, 8, 4, 2, cifar 32, 16, 8, 4")
     width: int = setting(64, before=64, minimum=4, help=
-        "channels of stage c2's 3×3 convolutions; the rest of the network is in proportion (study: 64)")
+        "channels of stage c2's 3×3 convolutions; later stages in proportion, the stem at depth 10 alone (study: 64)")
     key_depth: int = setting(16, "k, channels of a query and of a key (study: 16)", minimum=1)
     heads: int = setting(4, "h, heads; divides the channels of every lambda stage (study: 4)", minimum=1)
     intra_depth: int = setting(1, "u, intra-depth of keys and values (study: 1; paper's best: 4)", minimum=1)
@@ -50,7 +50,8 @@ class UserInput(Settings):
         "r, odd side in positions of the window that position lambdas see; none: the whole map (study)")
     position: str = setting("relative", choices=("relative", "absolute", "none"), help=
         "position embeddings: relative (paper), absolute (study; whole map only) or none")
-    share_embeddings: bool = setting(False, "one position embedding for all the layers of a stage (study: yes)")
+    share_embeddings: bool = setting(False, help=
+        "one position embedding for all the layers of a stage (study: for all those of a map size)")
     zero_init_residual: bool = setting(True, "start the last batch norm of every residual branch at γ = 0 (paper)")
     bn_momentum: float = setting(0.1, above=0.0, maximum=1.0, help=
         "weight of the newest batch in batch norm's running statistics (study: 0.9999, so the last batch alone)")
@@ -105,7 +106,7 @@ class UserInput(Settings):
     warmup_epochs: int = setting(5, minimum=0, help=
         "epochs in which the learning rate rises to warmup_epochs × initial_lr (study: 5); at most a fifth, rounded up")
     schedule: str = setting("epoch", before="epoch", choices=("epoch", "study", "step", "one_cycle"), help=
-        "cosine of the learning rate: by epoch; study: one epoch on, so that the last has 0; by step; or both ways")
+        "cosine learning rate by epoch; study: ending at 0; step: by step; one_cycle: rise and fall both cosine")
     accumulate: int = setting(1, before=1, minimum=1, help=
         "pieces in which a batch is computed, to take less memory: the same gradients, but for batch norm's statistics")
     patience: int | None = setting(None, before=None, minimum=1, free=True, help=
@@ -140,7 +141,7 @@ class UserInput(Settings):
     seed: int = setting(0, "fixes initial weights, order and augmentation (study: 0)", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "auto (cuda, else mps, else cpu), cpu, cuda, cuda:<index> or mps", free=True)
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), help=
-        "auto (bf16 where GPU or CPU computes in it, fp16 on other GPUs, else fp32; settled at the start of a run)")
+        "auto (bf16 where GPU or CPU computes in it, fp16 on other CUDA GPUs, else fp32; settled at a run's start)")
     compile: bool = setting(False, free=True, help=
         "compile the network with torch.compile (one to two minutes at the start)")
     cuda_graph: bool = setting(True, free=True, help=
@@ -280,10 +281,10 @@ DESCRIPTION = """Train a lambda ResNet, or its convolutional baseline, and test 
 Where the study had it otherwise, brackets say so. Hyphens may stand for underscores."""
 EXAMPLES = """examples:
   python main_general.py                                  CIFAR-10, λ-ResNet-50, 90 epochs
-  python main_general.py --dataset digits --epochs 5      no download, about a minute on two CPU cores
+  python main_general.py --dataset digits --epochs 5      no download, about a minute on two CPU cores (half in bf16)
   python main_general.py --model baseline --seed 1        convolutions, another seed
   python main_general.py --resume                         go on with the newest run of the model
-  python main_general.py --dataset imagefolder --data_dir photos --image_size 224
+  python main_general.py --dataset imagefolder --data_dir photos --image_size 224 --test_fraction 0.2   photos/<class>
 
 exit codes:
   0    the run is done

@@ -30,6 +30,9 @@ from command_line import errors
 
 Value = TypeVar("Value")
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
+# That a process waits for another: one may read a large folder for all, for longer than gloo's half an hour. That one
+# has died is told by its closed connection, and by torchrun.
+PATIENCE = timedelta(days=1)
 TELL_SECONDS = 10.0  # that a process waits for another to tell an error before it does so itself
 _store: dist.Store | None = None  # what torchrun's processes have in common from the start
 
@@ -52,7 +55,7 @@ def world() -> Iterator[None]:
     _store = dist.PrefixStore(f"attempt {restarts()}", store)  # torchrun may keep the store of the killed workers
     errors.tell = tell_once
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=number, world_size=count)
+    dist.init_process_group(backend, timeout=PATIENCE, store=_store, rank=number, world_size=count)
     try:
         yield
         _leave_together(_store)

@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 import difflib
-import shlex
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from command_line.errors import InputError, Parser
-from command_line.paths import project_path
+from command_line.paths import for_shell, project_path
 from command_line.settings import Settings, as_word, base_type, groups, optional
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -144,4 +143,4 @@ def flag(field: dataclasses.Field, value: Any) -> str:
     """The flag that gives a field this value in a shell."""
     if field.type is bool:
         return f"--{field.name}" if value else f"--no-{field.name}"
-    return f"--{field.name} {'none' if value is None else shlex.quote(str(value))}"
+    return f"--{field.name} {'none' if value is None else for_shell(str(value))}"

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -23,7 +24,12 @@ def shown(path: Path) -> str:
 
 def quoted(path: Path) -> str:
     """The same as a shell takes it."""
-    return shlex.quote(shown(path))
+    return for_shell(shown(path))
+
+
+def for_shell(text: str) -> str:
+    """A word of a command line as the system's shell takes it."""
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def typed(script: str) -> str:

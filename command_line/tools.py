@@ -1,6 +1,7 @@
 """The command lines of what is done with a checkpoint, apart from it: so they are read before PyTorch is loaded."""
 
 import argparse
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,15 +68,15 @@ def read_export(description: str | None, argv: list[str] | None = None) -> argpa
 
 def _check_file(name: str, path: Path) -> None:
     """Refuse a file that cannot be written, before anything is computed for it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises where a folder above it must not be entered
         raise InputError(f"{name}: {path} is a folder; takes a file's name")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise InputError(f"{name}: there is no folder {path.absolute().parent}")
 
 
 def _check_folder(name: str, path: Path) -> None:
     """Likewise a folder that is to be made."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{name}: {path} is a file; takes a folder's name")
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from acceleration.distributed import rank, size
 from command_line.errors import InputError
 
-# of a batch of a test on a GPU, where a larger one takes no longer: 1024 images of CIFAR; it changes no figure
+# Of a batch of a test on a GPU, where a larger one takes no longer: 1024 images of CIFAR; but at most so many times the
+# images of a training step, so that a smaller batch_size takes less memory here too. It changes no figure.
 TEST_BATCH_PIXELS = 2**20
+TEST_BATCH_STEPS = 8
 
 Batch = tuple[Tensor, Tensor]
 Until = Callable[[Iterable[Batch]], Iterator[Batch]]  # hands on all of the batches, or those before a stop
@@ -85,10 +87,11 @@ def training_batch(batch_size: int, images: int) -> int:
 
 
 def evaluation_batch(batch_size: int, image_size: int, device: torch.device) -> int:
-    """Images of a test's batch: on a GPU as many as keep it busy, else as many as in training."""
+    """Images of a run's test's batch: on a GPU as many as keep it busy, else as many as in training."""
     if device.type == "cpu":
         return batch_size
-    return max(batch_size, TEST_BATCH_PIXELS // image_size**2 // size() * size())
+    busy = min(TEST_BATCH_PIXELS // image_size**2, TEST_BATCH_STEPS * batch_size)
+    return max(batch_size, busy // size() * size())
 
 
 def shares(count: int, batch_size: int, first: int = 0) -> list[slice]:

@@ -63,11 +63,11 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
-def scan(folder: Path) -> Part:
+def scan(folder: Path, fewest: int = 2) -> Part:
     """All the images of the classes that have a folder each in `folder`.
 
     Raises:
-        InputError: it cannot be read, holds no class, or one class.
+        InputError: it cannot be read, or holds no class, or less than the `fewest` of them, 1 or 2, that do.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -85,7 +85,7 @@ def scan(folder: Path) -> Part:
         raise InputError(f"data_dir: {folder} cannot be read ({error.strerror}: {error.filename})") from error
     classes = tuple(map(printable, names))
     part = Part(folder, classes, paths, np.asarray(labels, np.int64), left_out)
-    _check_classes(part)
+    _check_classes(part, fewest)
     return part
 
 
@@ -149,8 +149,8 @@ def left_out_line(left_out: Counter[str]) -> str:
 # ----------------------------------------------------------------------------------------- what does not fit together
 
 
-def _check_classes(part: Part) -> None:
-    """Refuse a part with less than two classes, naming the folder that was probably meant."""
+def _check_classes(part: Part, fewest: int) -> None:
+    """Refuse a part with less than the `fewest` classes, naming the folder that was probably meant."""
     folder, classes = part.folder, part.classes
     if not classes:
         here = any(path.suffix.lower() in ENDINGS for path in folder.iterdir() if not hidden(path.name))
@@ -158,7 +158,7 @@ def _check_classes(part: Part) -> None:
         raise InputError(f"data_dir: {folder} {what}; it takes a folder for each class, with the images in it")
     if len(set(classes)) < len(classes):
         raise InputError(f"data_dir: {folder} has two folders whose names are both shown as {_twice(classes)}")
-    if len(classes) == 1:
+    if len(classes) == 1 < fewest:
         inside = own_folders(folder / own_folders(folder)[0])
         hint = f"; are its classes {', '.join(map(printable, inside[:3]))}? Move the folders in it up to {folder}"
         raise InputError(

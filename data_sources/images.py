@@ -1,14 +1,17 @@
 """Reading an image file from anywhere, as a person sees it; what nothing good comes of is refused.
 
 There is one reader, for training, test and prediction. It turns photographs as their EXIF data say, puts what is
-transparent on white, converts colours by their profile, scales more than 8 bits, and takes an animation's first
+transparent on white, converts CMYK and LAB by their profile, scales more than 8 bits, and takes an animation's first
 picture.
 """
 
+import errno
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -44,7 +47,7 @@ def read_image(path: str, whites: Whites = EACH_ITS_OWN, setting: str = "data_di
         setting: the one that named the file, for the message.
 
     Raises:
-        InputError: it is no image, a damaged one, or one of a size or kind that is not taken.
+        InputError: it is no image, a damaged one, or one of a size or kind that is not taken; or it cannot be opened.
     """
     try:
         with open_image(path) as image:
@@ -58,8 +61,9 @@ def open_image(path: str) -> Image.Image:
 
     Raises:
         ValueError: it is no file, or of a size that is not taken; or whatever else its bytes lead to.
+        OSError: it is not there, or must not be read.
     """
-    if not os.path.isfile(path):
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is no file")  # such as a pipe, from which nothing would ever come
     image = Image.open(path, formats=IMAGE_FORMATS)
     shorter, longer = sorted(image.size)
@@ -107,16 +111,24 @@ def _whole(path: str) -> Image.Image | None:
 
 
 def is_bad(error: InputError) -> bool:
-    """Whether an image was refused for what it is, and not for want of memory; so that it may be skipped."""
-    return not isinstance(error.__cause__, MemoryError)
+    """Whether an image was refused for what it is, and not for what the machine lacks; so that it may be skipped."""
+    return not _is_want(error.__cause__)
+
+
+def _is_want(error: BaseException | None) -> bool:
+    """Whether memory, or the number of files that may be open at once, did not suffice for an image."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
 
 
 def _reason(path: str, error: Exception) -> str:
-    name = format_of(path) if os.path.isfile(path) else None
-    if name is not None and name not in IMAGE_FORMATS:
-        return f"is {unread(name)}"
-    words = " ".join(str(error).split())[:200]
-    return f"is no readable image ({type(error).__name__}: {words})"
+    told = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if _is_want(error):
+        return f"could not be read {told}"
+    with suppress(OSError):  # it must not be read, as the error says itself
+        name = format_of(path) if os.path.isfile(path) else None
+        if name is not None and name not in IMAGE_FORMATS:
+            return f"is {unread(name)}"
+    return f"is no readable image {told}"
 
 
 def centre_crop(side: int, before_the_crop: int | None = None) -> Callable[[Image.Image], Image.Image]:

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from os.path import isdir  # False, where `Path.is_dir` raises, of what lies in a folder that must not be entered
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +88,15 @@ def find_parts(folder: Path, options: FolderOptions) -> Layout:
         InputError: naming what is missing or does not fit, and what to do.
     """
     inner = folder / "train"
-    if (inner / "train").is_dir() and (inner / "test").is_dir():
+    if isdir(inner / "train") and isdir(inner / "test"):
         raise InputError(f"data_dir: {inner} has folders train and test itself; take --data_dir {inner}")
-    if not inner.is_dir():
-        if options.test_fraction == 0.0 or (folder / "test").is_dir() or not folder.is_dir():
+    if not isdir(inner):
+        if options.test_fraction == 0.0 or isdir(folder / "test") or not isdir(folder):
             raise InputError(_no_train(folder))
         train, test, validation = folder, None, None
     else:
+        if hint := _if_a_class(folder, "train"):
+            raise InputError(f"data_dir: {inner} is taken for the training images, and has no class in it{hint}")
         train, (test, validation) = inner, _test_and_validation(folder, options)
     layout = Layout(
         scan(train),
@@ -109,12 +112,12 @@ def find_parts(folder: Path, options: FolderOptions) -> Layout:
 def _test_and_validation(folder: Path, options: FolderOptions) -> tuple[Path | None, Path | None]:
     """The folders of the test, None where it is split off, and of the validation, where there is one."""
     test = folder / "test"
-    validation = next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
+    validation = next((folder / name for name in VALIDATION_NAMES if isdir(folder / name)), None)
     if options.test_fraction > 0.0:
-        if test.is_dir():
+        if isdir(test):
             raise InputError(f"test_fraction: {test} holds the test images; take test_fraction 0, or another data_dir")
         return None, validation
-    if test.is_dir():
+    if isdir(test):
         return test, validation
     if validation is None:
         raise InputError(
@@ -134,12 +137,15 @@ def every_image(folder: Path, whites: Whites) -> tuple[ImageSet, tuple[str, ...]
     Raises:
         InputError: there are none, and where they might be.
     """
-    if not folder.is_dir():
+    if not isdir(folder):
         raise InputError(f"data_dir: there is no folder {folder}")
     test = folder / "test"
-    if not test.is_dir() and (folder / "train").is_dir():
-        raise InputError(f"data_dir: there is no folder {test} beside train; take a data_dir with the images of a test")
-    part = scan(test if test.is_dir() else folder)
+    if not isdir(test) and isdir(folder / "train"):
+        hint = _if_a_class(folder, "test")
+        raise InputError(
+            f"data_dir: there is no folder {test} beside train; take a data_dir with the images of a test{hint}"
+        )
+    part = scan(test if isdir(test) else folder, fewest=1)
     if not part.paths:
         raise InputError(f"data_dir: {part.folder} holds no image")
     return image_set(part, whites), part.classes
@@ -183,12 +189,32 @@ def _without_bad(parts: dict[str, Part], whites: Whites) -> tuple[dict[str, Part
 def _no_train(folder: Path) -> str:
     """What is there in place of train/, and what to do about it."""
     missing = f"data_dir: there is no folder {folder / 'train'}; {TAKES}"
-    folders = own_folders(folder) if folder.is_dir() else []
+    folders = _folders_in(folder) if isdir(folder) else []
     for name in folders:
-        if (folder / name / "train").is_dir():
+        if isdir(folder / name / "train"):
             return f"{missing}; there is {folder / name / 'train'}: take --data_dir {folder / name}"
-    classes = [name for name in folders if name not in ("test", *VALIDATION_NAMES)]
+    classes = _not_parts(folders)
     if len(classes) > 1 and "test" not in folders:
         named = ", ".join(classes[:3])
         return f"{missing}; are {named} the classes? Then --test_fraction 0.2 holds back a fifth of each for the test"
     return missing
+
+
+def _if_a_class(folder: Path, part: str) -> str:
+    """What to do if the folder train is a class, as where it lies beside others and has no folder in it; else empty."""
+    beside = _not_parts(_folders_in(folder))
+    if not beside or _folders_in(folder / "train"):
+        return ""
+    named, inside = ", ".join(beside[:3]), folder / part
+    return f"; if it is a class itself, beside {named}, move all classes into {inside}: {inside / 'train'}"
+
+
+def _not_parts(folders: list[str]) -> list[str]:
+    return [name for name in folders if name not in ("train", "test", *VALIDATION_NAMES)]
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return own_folders(folder)
+    except OSError as error:
+        raise InputError(f"data_dir: {folder} cannot be read ({error.strerror})") from error

@@ -6,11 +6,13 @@ here and a line in `SOURCES`. No image is read before it is asked for.
 
 import errno
 import http.client
+import os
 import shutil
 import tarfile
 import urllib.error
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,23 +64,31 @@ def training_count(dataset: str, folder: Path, options: FolderOptions) -> int:
 
 
 def _cifar(folder: Path, name: str, kind: type[CIFAR10]) -> Source:
-    archive, had_folder = folder / kind.filename, folder.exists()
+    archive, had_folder = folder / kind.filename, os.path.exists(folder)
     try:
         parts = [kind(str(folder), train=train, download=True) for train in (True, False)]
     except DOWNLOAD_FAILED as error:
         if not had_folder:
-            shutil.rmtree(folder, ignore_errors=True)  # what the failed download left
+            _remove_download(folder, kind)
         raise InputError(_no_cifar(archive, name, kind, error)) from error
     return Source(_labelled(parts[0]), _labelled(parts[1]), tuple(parts[0].classes))
+
+
+def _remove_download(folder: Path, kind: type[CIFAR10]) -> None:
+    """What a failed download has left in a folder that it made, and the folder, if nobody else put anything there."""
+    shutil.rmtree(folder / kind.base_folder, ignore_errors=True)
+    with suppress(OSError):
+        (folder / kind.filename).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _no_cifar(archive: Path, name: str, kind: type[CIFAR10], error: Any) -> str:
     """Why the data set could not be had, and what to do."""
     if getattr(error, "errno", None) in NOT_WRITABLE:
-        sound = archive.is_file() and check_md5(str(archive), kind.tgz_md5)
+        sound = os.path.isfile(archive) and check_md5(str(archive), kind.tgz_md5)
         what = f"{archive} is sound, but cannot be unpacked" if sound else f"{name} cannot be downloaded"
         return f"data_dir: {what} into {archive.parent} ({error.strerror}); take a data_dir with room to write"
-    state = "is truncated or damaged, and" if archive.is_file() else "is not there, and"
+    state = "is truncated or damaged, and" if os.path.isfile(archive) else "is not there, and"
     return (
         f"dataset: {archive} {state} {name} could not be downloaded ({type(error).__name__}: {error}); put "
         f"{kind.filename} from {kind.url} into {archive.parent}, or try --dataset digits, which needs no download"

@@ -56,7 +56,7 @@ def network_name(args: UserInput) -> str:
 def what_next(args: UserInput, folder: Path, whole: bool) -> list[str]:
     """The run's folder, and the commands that go on from there, past all of its epochs where it is whole.
 
-    The last is TensorBoard's.
+    The last is TensorBoard's. What is said of a command stands above it: not every shell takes a remark behind one.
     """
     run, lines = quoted(folder), []
     if has_checkpoint(folder):
@@ -64,6 +64,6 @@ def what_next(args: UserInput, folder: Path, whole: bool) -> list[str]:
         if "L" in args.stage_word and args.position != "none":
             lines.append(f"{typed('draw_embeddings.py')} --checkpoint {run} --out pictures")
         if whole:
-            lines.append(f"{to_go_further(args, folder)}  # as many epochs more, in a new folder")
+            lines += ["as many epochs more, in a new folder:", to_go_further(args, folder)]
     moved = not folder.is_relative_to(args.runs_path)
     return [run, *lines, f"tensorboard --logdir {quoted(folder if moved else args.runs_path)}"]

@@ -37,5 +37,5 @@ def _streamed(args: UserInput, data: dict[str, Any]) -> bool:
 
     if args.normalisation == "auto":
         return tuple(data["mean"]) == IMAGENET_STATISTICS[0]
-    images = data["train_images"] + data["test_images"]
-    return args.normalisation == "study" and not fits_in_memory(args.image_size, images, args.memory_gib)
+    pixels = (data["train_images"] + data["test_images"]) * args.image_size**2  # as they were counted then
+    return args.normalisation == "study" and not fits_in_memory(pixels, args.memory_gib)

@@ -71,11 +71,14 @@ def as_figure(counts: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def labels(classes: Iterable[str]) -> list[str]:
-    """The classes as Matplotlib writes them: $ is no formula; a name that no font here has is its number."""
-    known = frozenset().union(*map(characters, ("DejaVu Sans", *fonts())))
-    return [
-        name.replace("$", r"\$") if known.issuperset(name) else f"class {number}" for number, name in enumerate(classes)
-    ]
+    """The classes as Matplotlib writes them; a name that no font here has is its number among them all."""
+    return [drawable(name, f"class {number}") for number, name in enumerate(classes)]
+
+
+def drawable(name: str, otherwise: str) -> str:
+    """A name as Matplotlib writes it: $ is no formula; `otherwise` where no font here has all of its letters."""
+    known = characters("DejaVu Sans", *fonts())
+    return (name if known.issuperset(name) else otherwise).replace("$", r"\$")
 
 
 @lru_cache
@@ -86,6 +89,6 @@ def fonts() -> tuple[str, ...]:
 
 
 @lru_cache
-def characters(font: str) -> frozenset[str]:
-    """All that a font writes."""
-    return frozenset(map(chr, get_font(fontManager.findfont(font)).get_charmap()))
+def characters(*names: str) -> frozenset[str]:
+    """All that these fonts write."""
+    return frozenset(chr(code) for name in names for code in get_font(fontManager.findfont(name)).get_charmap())

@@ -6,14 +6,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scoring.confusion import fonts, labels
+from scoring.confusion import fonts
 
 SHOWN = 25  # mistakes
 COLUMNS = 5
 SPACING = 1.25  # from one row to the next, in columns
 MOST_LETTERS = 18  # of a class's name above a picture
 
-Mistake = tuple[Image.Image, str, str, float]  # as the network saw it; its class, what it was taken for, how surely
+# An image as the network saw it; its class and what it was taken for, as `confusion.labels` has them; how surely
+Mistake = tuple[Image.Image, str, str, float]
 
 
 def as_figure(mistakes: Sequence[Mistake], wrong: int, images: int) -> Figure:
@@ -26,8 +27,7 @@ def as_figure(mistakes: Sequence[Mistake], wrong: int, images: int) -> Figure:
     for number, (image, true, predicted, confidence) in enumerate(mistakes):
         left, top = number % COLUMNS, number // COLUMNS * SPACING
         axes.imshow(image, interpolation="nearest", extent=(left, left + 0.9, top + 0.9, top))
-        taken, own = (_short(name) for name in labels([predicted, true]))
-        title = f"{taken} {100 * confidence:.1f} %\nis {own}"
+        title = f"{_short(predicted)} {100 * confidence:.1f} %\nis {_short(true)}"
         axes.text(left, top - 0.03, title, fontsize=8, family=family, verticalalignment="bottom")
     axes.set(xlim=(0, COLUMNS), ylim=(rows * SPACING - 0.3, -0.3), aspect="auto")
     axes.set_axis_off()

@@ -99,8 +99,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 def _mistakes(found: Evaluation, tested: ImagesOfTest) -> Figure:
     shown: list[mistakes.Mistake] = []
+    names = confusion.labels(tested.classes)
     for i in found.mistakes(mistakes.SHOWN):
-        true, predicted = (tested.classes[int(each[i])] for each in (found.labels, found.predicted))
+        true, predicted = (names[int(each[i])] for each in (found.labels, found.predicted))
         shown.append((tested.view(tested.images.read(i)), true, predicted, float(found.confidence[i])))
     return mistakes.as_figure(shown, int((~found.right).sum()), found.images)
 

@@ -5,9 +5,19 @@ import numpy as np
 import pytest
 import torch
 from loader_tools import gathered
+from PIL import Image
 
 from command_line.errors import InputError
-from data_preprocessing import CROP_PADDING, AugmentedLoader, crop_and_flip, load_data, training_count
+from data_preprocessing import (
+    CROP_PADDING,
+    AugmentedLoader,
+    CroppedStream,
+    crop_and_flip,
+    load_data,
+    load_test,
+    training_count,
+)
+from data_sources.image_set import ImageSet
 from data_sources.in_memory import PlainLoader
 from data_sources.normalisation import Normalisation
 from data_sources.streaming import StreamLoader
@@ -99,6 +109,26 @@ def test_validation_images_are_held_back_and_the_same_for_every_seed(small: User
 def test_large_images_stream_and_small_ones_stay_in_memory(small: UserInput, tmp_path: Path) -> None:
     assert isinstance(load_data(small, CPU).train, AugmentedLoader)
     assert isinstance(load_data(dataclasses.replace(small, image_size=96), CPU).train, StreamLoader)
+
+
+def test_all_that_is_kept_in_memory_counts(small: UserInput) -> None:
+    args = dataclasses.replace(small, validation_fraction=0.3, workers=0)
+    held = load_data(args, CPU)
+    taken = sum(part.pixels.nbytes for part in (held.train, held.validation, held.test)) / 2**30
+    fitting, larger = (load_data(dataclasses.replace(args, memory_gib=gib), CPU) for gib in (taken, taken - 2**-30))
+    assert isinstance(fitting.train, AugmentedLoader)
+    assert isinstance(larger.train, CroppedStream)
+
+
+def test_a_test_alone_has_the_batches_that_are_asked_for() -> None:
+    images = ImageSet(lambda i: Image.new("RGB", (8, 8)), np.zeros(5, np.int64))
+    for memory_gib in (0.0, 2.0):
+        args = UserInput(image_size=8, batch_size=4, memory_gib=memory_gib)
+        assert load_test(args, images, PLAIN, CPU).batch_size == 4
+        assert load_test(args, images, PLAIN, CPU, batch_size=3).batch_size == 3
+    streamed = UserInput(image_size=8, batch_size=4, memory_gib=0.0)
+    sizes = [load_test(streamed, images, PLAIN, torch.device("cuda"), asked).batch_size for asked in (None, 2)]
+    assert sizes == [32, 2]
 
 
 def test_fewer_training_images_are_a_part_of_more_and_the_same_for_every_seed() -> None:

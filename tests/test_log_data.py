@@ -59,14 +59,15 @@ def test_a_log_says_why_losses_differ_and_what_to_type_next(
     assert sum(line.startswith("label smoothing (0.1) is in the training loss alone") for line in log) == 1
     run = result.folder.relative_to(tmp_path)
     name = "λ-ResNet-26 (CLLL, imagenet stem) on imagefolder"
-    assert log[-7].startswith(f"{name}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, 1 ep")
-    assert log[-6:-2] == [
+    assert log[-8].startswith(f"{name}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, 1 ep")
+    assert log[-7:-2] == [
         f"best by the validation images: epoch 1, top-1 {result.best_top1:.2f} %, {run}/checkpoints/best.pt",
         str(run),
         f"python {PROJECT / 'predict.py'} IMAGE --checkpoint {run}",
         f"python {PROJECT / 'draw_embeddings.py'} --checkpoint {run} --out pictures",
+        "as many epochs more, in a new folder:",
     ]
-    further = load_user_input(shlex.split(log[-2], comments=True)[2:])
+    further = load_user_input(shlex.split(log[-2])[2:])
     assert further == dataclasses.replace(args, init_from=str(result.folder))
     assert log[-1] == "tensorboard --logdir runs"
     plain = dataclasses.replace(args, label_smoothing=0.0, model="baseline", stages="auto", validation_fraction=0.0)

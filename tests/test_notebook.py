@@ -1,5 +1,6 @@
 """LambdaNetworks.ipynb, executed from top to bottom by a real kernel; and what is saved in it."""
 
+import json
 import os
 import re
 import zipfile
@@ -9,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import draw_embeddings
+from command_line.errors import InputError
 from command_line.paths import PROJECT
 
 PICTURES = 5  # curve, confusion, embeddings of c2, reach, predictions
@@ -78,3 +81,52 @@ def test_outside_a_checkout_one_sentence_says_what_to_fill_in(tmp_path: Path, mo
         exec(project.source, {"REPOSITORY": "", "KEEP_ON_DRIVE": False, "RUNS": "runs"})
     assert stopped.value._render_traceback_() == [str(stopped.value)]  # which a notebook shows, and nothing else
     assert os.listdir() == []
+
+
+def execute(words: str, **names: object) -> None:
+    """The one cell with those words, where the names are what the cells before have made of them."""
+    (cell,) = [cell for cell in read()[1] if words in cell.source]
+    exec(cell.source, names)
+
+
+class Stop(Exception):
+    """In place of the notebook's own."""
+
+
+def test_without_a_run_one_sentence_ends_the_notebook(tmp_path: Path) -> None:
+    with pytest.raises(Stop, match="^resume: there is no run with a checkpoint in "):
+        execute("metrics.jsonl", NAMES=["lambda"], RUNS=str(tmp_path), Path=Path, Stop=Stop)
+
+
+def test_a_run_without_an_epoch_has_no_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    row = {"epoch": 1, "test_top1": 50.0, "train_top1": 40.0}
+    for group, rows in {"Lambda": "", "Baseline": f"{json.dumps(row)}\n"}.items():
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "metrics.jsonl").write_text(rows)
+    monkeypatch.setattr("run_state.run_folder.find_run", lambda group: group)
+    execute("metrics.jsonl", NAMES=["lambda", "baseline"], RUNS=str(tmp_path), Path=Path, Stop=Stop)
+    said = capsys.readouterr().out
+    assert "baseline   50.00 % of the test images after 1 epochs" in said
+    assert "lambda  " not in said
+
+
+@pytest.mark.parametrize("stages", [("c4", "c5"), ()], ids=["CCLL", "CCCC"])
+def test_the_first_stage_that_has_embeddings_is_shown(
+    stages: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def draw(words: list[str]) -> None:
+        if not stages:
+            raise InputError("checkpoint: it has no position embeddings to draw")
+        folder = Path(words[-1])
+        folder.mkdir()
+        for name in ("reach", *(f"embeddings_{stage}" for stage in stages)):
+            (folder / f"{name}.png").touch()
+
+    monkeypatch.setattr(draw_embeddings, "main", draw)
+    shown: list[Path] = []
+    names = {"Image": Path, "InputError": InputError, "display": lambda *pictures: shown.extend(pictures)}
+    execute("draw_embeddings", runs={"lambda": tmp_path}, **names)
+    assert [path.name for path in shown] == (["embeddings_c4.png", "reach.png"] if stages else [])
+    assert ("no position embeddings" in capsys.readouterr().out) == (not stages)

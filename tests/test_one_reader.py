@@ -135,7 +135,8 @@ def test_prediction_goes_past_bad_images_and_says_so_at_the_end(
     assert predict.main([str(folder / "bad.png"), *words[1:]]) == 1
     empty = tmp_path / "empty"
     empty.mkdir()
-    for given, says in {empty: "holds no image", tmp_path / "absent": "there is no file"}.items():
+    long = tmp_path / ("a" * 300)  # which no system has, and of which `Path.is_file` raises
+    for given, says in {empty: "holds no image", tmp_path / "absent": "no file", long: "no file"}.items():
         with pytest.raises(InputError, match=says):
             predict.main([str(given), *words[1:]])
 

@@ -31,6 +31,12 @@ def run(shallow: None, photos_flat: Path, tmp_path_factory: pytest.TempPathFacto
     return main(small_run(photos_flat, tmp_path_factory.mktemp("runs"), **settings))
 
 
+def of_other(run: RunResult, folder: Path) -> Path:
+    """Where the test of the run's last checkpoint on the images of that folder lies."""
+    (found,) = (run.folder / "tests").glob(f"epoch0002_{folder.name}-*")
+    return found
+
+
 def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open(encoding="utf-8")))
 
@@ -80,12 +86,12 @@ def test_the_runs_own_images_are_known_where_they_were_moved(run: RunResult, pho
 
 
 def test_all_of_other_images_are_tested_by_the_names_of_their_classes(
-    run: RunResult, photos: Path, tmp_path: Path
+    run: RunResult, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = ["--checkpoint", str(run.folder), "--data_dir"]
     whole = nntest.main([*words, str(photos)])  # photos/test
     assert whole.images == 15
-    rows = table(run.folder / "tests" / f"epoch0002_{photos.name}" / "predictions.csv")
+    rows = table(of_other(run, photos) / "predictions.csv")
     assert [row["file"] for row in rows[:2]] == ["test/nought/11.png", "test/nought/12.png"]
 
     two = tmp_path / "two"  # class folders alone, the first of the network's classes is not among them
@@ -94,12 +100,48 @@ def test_all_of_other_images_are_tested_by_the_names_of_their_classes(
     part = nntest.main([*words, str(two), "--workers", "0", "--batch_size", "4"])
     assert part.labels.tolist() == [1] * 5 + [2] * 5
     seen = {row["file"]: row["prediction"] for row in rows}
-    found = table(run.folder / "tests" / "epoch0002_two" / "predictions.csv")
+    assert "trained on: class nought is no more; all 10 images are tested on, be" in capsys.readouterr().err
+    found = table(of_other(run, two) / "predictions.csv")
     assert [row["prediction"] for row in found] == [seen[row["file"].replace("two/", "test/", 1)] for row in found]
 
     os.rename(two / "one", two / "sloth")
-    with pytest.raises(InputError, match="^data_dir: class sloth is none that the network knows.* nought, one, two"):
+    with pytest.raises(InputError, match="^data_dir: class sloth is none that the network knows; .* nought, one, two"):
         nntest.main([*words, str(two)])
+    os.rename(two / "two", two / "snail")
+    with pytest.raises(InputError, match="^data_dir: class sloth is none that the network knows, and 1 more; it"):
+        nntest.main([*words, str(two)])
+
+
+def test_a_folder_that_is_nearly_the_runs_own_is_told_to_hold_images_of_the_training(
+    run: RunResult, photos_flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    moved = Path(shutil.copytree(photos_flat, tmp_path / "moved"))
+    shutil.copy(moved / "one" / "00.png", moved / "one" / "extra.png")
+    words = ["--checkpoint", str(run.folder), "--data_dir", str(moved), "--out", str(tmp_path / "out")]
+    assert nntest.main(words).images == 34
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("data_dir: "))
+    assert line.endswith("there 11; all 34 images are tested on, be they trained on or not")
+
+
+def test_one_class_is_enough_to_be_tested_on(run: RunResult, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "test" / "two", tmp_path / "one class" / "two")
+    words = ["--checkpoint", str(run.folder), "--data_dir", str(tmp_path / "one class"), "--out", str(tmp_path / "out")]
+    assert nntest.main(words).labels.tolist() == [2] * 5
+
+
+def test_each_test_of_other_data_or_precision_has_a_folder_of_its_own() -> None:
+    given = [
+        argparse.Namespace(dataset=dataset, data_dir=folder, precision=precision)
+        for dataset in (None, "imagefolder")
+        for folder in (None, "/a/photos", "/b/photos")
+        for precision in (None, "fp32")
+    ]
+    folders = [nntest.default_folder(Path("/run/checkpoints/epoch0002.pt"), each) for each in given]
+    assert len(set(folders)) == len(given)
+    assert {folder.parent for folder in folders} == {Path("/run/tests")}
+    assert folders[0].name == "epoch0002"
+    ended = argparse.Namespace(dataset=None, data_dir="/a/b/../photos/", precision=None)
+    assert nntest.default_folder(Path("/run/checkpoints/epoch0002.pt"), ended) == folders[2]
 
 
 def test_a_folder_for_data_that_lie_in_none_is_refused() -> None:

@@ -13,6 +13,7 @@ from command_line.errors import InputError
 from command_line.paths import PROJECT
 from command_line.tools import read_predict
 from evidence.pinned import PINNED
+from resnet import STEMS, halve, stage_sizes
 from run_state.resumption import load_settings
 from user_input import OTHER_NAMES, UserInput, given_settings, load_user_input
 
@@ -224,6 +225,14 @@ def test_help_has_groups_choices_and_examples_that_hold(capsys: pytest.CaptureFi
         load_user_input(flags.split())
 
 
+def test_the_stems_help_has_the_sides_of_its_maps() -> None:
+    text = UserInput.__dataclass_fields__["stem"].metadata["help"]
+    for stem in STEMS:
+        first, *others = stage_sizes((32, 32), stem)  # of the maps that enter the stages, of which the later ones halve
+        sides = [first, *map(halve, others)]
+        assert f"{stem} {', '.join(str(side) for side, _ in sides)}" in text
+
+
 @pytest.mark.parametrize(("given", "here"), OTHER_NAMES.items())
 def test_names_from_elsewhere_are_told_the_one_here(given: str, here: str) -> None:
     assert here in UserInput.__dataclass_fields__
@@ -239,6 +248,12 @@ def test_hyphens_may_stand_for_underscores_in_every_script() -> None:
     asked = read_predict(None, "--checkpoint run --batch-size 3 -- --batch-size".split())
     assert (asked.batch_size, asked.images) == (3, [Path("--batch-size")])
     assert experiments.parse(["--keep-checkpoints", "--dry_run"]).keep_checkpoints
+
+
+def test_a_place_that_cannot_be_asked_for_is_none_to_write_to() -> None:
+    words = ["a.png", "--checkpoint", "run", "--out"]
+    with pytest.raises(InputError, match="out: there is no folder .*/aaa"):
+        read_predict(None, [*words, f"{'a' * 300}/seen.csv"])  # a name that no system has
 
 
 def test_a_recipe_is_its_settings_and_flags_beside_it_change_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The machinery of settings, on settings of its own."""
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from command_line.arguments import flags, read_flags
 from command_line.errors import InputError
-from command_line.paths import PROJECT, project_path
+from command_line.paths import PROJECT, for_shell, project_path
 from command_line.settings import Settings, from_saved, setting
 
 
@@ -72,3 +74,11 @@ def test_saved_settings_of_an_earlier_version() -> None:
         from_saved(Size, {"width": 8, "depth": 2}, {"depth": (1,)}, source)
     with pytest.raises(InputError, match="config.json holds no settings"):
         from_saved(Size, [], {}, source)  # type: ignore[arg-type]
+
+
+def test_a_word_is_quoted_as_the_systems_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shlex.split(for_shell("it's a run")) == ["it's a run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        quoted = [for_shell(text) for text in (r"C:\runs", r"C:\my runs", "it's")]
+    assert quoted == [r"C:\runs", r'"C:\my runs"', "it's"]

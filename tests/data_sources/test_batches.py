@@ -15,8 +15,10 @@ def test_seeds_are_spread() -> None:
 
 def test_a_gpu_is_tested_on_larger_batches() -> None:
     assert evaluation_batch(96, 32, CPU) == 96
-    assert evaluation_batch(96, 32, torch.device("cuda")) == 1024
-    assert evaluation_batch(96, 224, torch.device("cuda")) == 96
+    gpu = torch.device("cuda")
+    assert evaluation_batch(256, 32, gpu) == 1024
+    assert evaluation_batch(96, 224, gpu) == 96
+    assert [evaluation_batch(size, 32, gpu) for size in (128, 16, 4096)] == [1024, 128, 4096]  # less takes less memory
 
 
 def test_pieces_are_those_of_a_process_and_not_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:

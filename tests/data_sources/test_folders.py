@@ -1,5 +1,6 @@
 """Folders of images as they come: what is left out and counted, what is taken for what, what is refused and how."""
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from PIL import Image
 from command_line.errors import InputError
 from data_sources.folders import scan
 from data_sources.image_set import Source
-from data_sources.layout import FolderOptions, counts, read_folders
+from data_sources.layout import FolderOptions, counts, every_image, read_folders
 
 Build = Callable[[Path], object]
 
@@ -204,6 +205,12 @@ REFUSED: dict[str, tuple[Build, FolderOptions, str]] = {
         FolderOptions(test_fraction=0.5),
         r"^test_fraction: class cat has one image, which cannot be on both sides of a split",
     ),
+    "class called train": (
+        lambda f: [images(f / name) for name in ("bus", "ship", "train")],
+        FolderOptions(test_fraction=0.2),
+        r"/train is taken for the training images, and has no class in it; if it is a class itself, beside bus, ship, "
+        r"move all classes into .*/train: .*/train/train$",
+    ),
     "nothing there": (lambda f: None, FolderOptions(test_fraction=0.2), r"is empty; it takes a folder for each class"),
 }
 
@@ -215,6 +222,59 @@ def test_folders_that_do_not_fit_are_refused_with_what_to_do(name: str, tmp_path
     with pytest.raises(InputError, match=says) as refused:
         read_folders(tmp_path, options)
     assert "\n" not in str(refused.value)
+
+
+def private(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody list a folder, or ask for what lies in it; root could, whatever its mode."""
+
+    def refuse(usual: Callable, is_private: Callable[[str], bool]) -> Callable:
+        def asked(path: object, *given: object, **options: object) -> object:
+            if is_private(str(path)):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return usual(path, *given, **options)
+
+        return asked
+
+    monkeypatch.setattr(os, "stat", refuse(os.stat, lambda path: path.startswith(f"{folder}{os.sep}")))
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir, lambda path: path == str(folder)))
+
+
+def test_a_private_folder_beside_the_classes_ends_in_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog", "mine"):
+        images(tmp_path / name)
+    private(tmp_path / "mine", monkeypatch)
+    with pytest.raises(InputError, match=r"no folder .*train;.*are cat, dog, mine the classes\?"):
+        read_folders(tmp_path, FolderOptions())
+    with pytest.raises(InputError, match=rf"^data_dir: {tmp_path} cannot be read .*mine\)$"):
+        read_folders(tmp_path, FolderOptions(test_fraction=0.5))
+
+
+def test_a_private_data_dir_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set(tmp_path)
+    private(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=f"^data_dir: {tmp_path} cannot be read .{os.strerror(errno.EACCES)}"):
+        read_folders(tmp_path, FolderOptions())
+
+
+def test_a_class_called_train_can_be_trained_and_tested_on_where_it_lies_deeper(tmp_path: Path) -> None:
+    names = ("bus", "train")
+    for name in names:
+        images(tmp_path / name)
+    with pytest.raises(InputError, match=r"if it is a class itself, beside bus, move all classes into .*/test: "):
+        every_image(tmp_path, {})
+    data_set(tmp_path / "deeper", "train", "test", classes=names)
+    assert read_folders(tmp_path / "deeper", FolderOptions()).classes == names
+    assert every_image(tmp_path / "deeper", {})[1] == names
+
+
+def test_one_class_is_enough_to_be_tested_on(tmp_path: Path) -> None:
+    images(tmp_path / "cat")
+    found, classes = every_image(tmp_path, {})
+    assert (len(found), classes) == (2, ("cat",))
+    with pytest.raises(InputError, match="has one class only, cat; there must be two"):
+        scan(tmp_path)
 
 
 def test_names_are_shown_in_one_line_and_in_letters(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Image files are read as a person sees them, or refused by name."""
 
+import errno
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -163,6 +165,42 @@ def test_an_image_is_not_skipped_for_want_of_memory(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("data_sources.images.as_rgb", too_large)
     with pytest.raises(InputError, match="MemoryError"):
         unreadable([str(tmp_path / "a.png")], {})
+
+
+def refuse_to_open(path: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file be opened no more; root may read whatever its mode is."""
+    usual = open
+
+    def opening(file: object, *given: object, **options: object) -> object:
+        if file == path:
+            raise OSError(number, os.strerror(number), path)
+        return usual(file, *given, **options)
+
+    monkeypatch.setattr("builtins.open", opening)
+
+
+def test_a_file_that_must_not_be_opened_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.fromarray(COLOUR).save(path)
+    refuse_to_open(paths[1], errno.EACCES, monkeypatch)
+    ((number, why),) = unreadable(paths, {})
+    assert number == 1
+    assert f"{paths[1]} is no readable image (PermissionError: " in why
+    assert os.strerror(errno.EACCES) in why
+
+
+def test_an_image_is_not_skipped_for_want_of_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "a.png")
+    Image.fromarray(COLOUR).save(path)
+    refuse_to_open(path, errno.EMFILE, monkeypatch)
+    with pytest.raises(InputError, match=f"a.png could not be read .OSError: .*{os.strerror(errno.EMFILE)}"):
+        unreadable([path], {})
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"a.png is no readable image .*{os.strerror(errno.ENOENT)}"):
+        read_image(str(tmp_path / "a.png"))
 
 
 def test_pillows_warnings_do_not_reach_the_terminal(tmp_path: Path) -> None:

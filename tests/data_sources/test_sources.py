@@ -133,6 +133,22 @@ def test_without_archive_and_network_the_way_out_is_named(tmp_path: Path, monkey
     assert not folder.exists()
 
 
+def test_a_failed_download_takes_away_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+
+    def fail(*given: object, **options: object) -> None:
+        """End in the middle, when somebody has put a file beside."""
+        (folder / CIFAR10.base_folder).mkdir(parents=True)
+        for name in (CIFAR10.filename, f"{CIFAR10.base_folder}/data_batch_1", "others.txt"):
+            (folder / name).write_text("")
+        raise http.client.IncompleteRead(b"", 9)
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        load_data(UserInput(data_dir=str(folder)), CPU)
+    assert [path.name for path in folder.iterdir()] == ["others.txt"]
+
+
 @pytest.mark.parametrize(
     ("error", "archive", "says"),
     [

@@ -4,9 +4,12 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 import shutil
+import textwrap
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -64,6 +67,8 @@ def test_predictions_are_drawn(trained: tuple[UserInput, RunResult], photos: Pat
     assert [text.get_text().split()[0] for text in figure.axes[1].texts] == [label for label, _ in seen.predictions]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.array(seen.view))
     assert "after epoch 3" in figure.get_suptitle()
+    in_no_font = predict.picture([seen._replace(path="here/\U0010fffd.png")], network)
+    assert in_no_font.axes[0].get_title() == r"\U0010fffd.png"
     (tmp_path / "a folder.png").mkdir()
     for path, says in {
         "seen.txt": r"takes a name that ends in .csv, .png",
@@ -72,6 +77,30 @@ def test_predictions_are_drawn(trained: tuple[UserInput, RunResult], photos: Pat
     }.items():
         with pytest.raises(InputError, match=f"out: .*{says}"):
             predict.main([*words, "--out", str(tmp_path / path)])
+
+
+def test_the_docstring_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    predictions = [("cat", 0.9310), ("dog", 0.0425), ("frog", 0.0102)]
+    monkeypatch.setattr(predict, "load_network", lambda given: SimpleNamespace(classes=("automobile", "cat")))
+    monkeypatch.setattr(predict, "predict_files", lambda *given: [predict.Seen("cat.jpg", None, predictions)])
+    monkeypatch.chdir(tmp_path)
+    Path("cat.jpg").touch()
+    (words,) = re.findall(r"^    python predict.py (.*)$", predict.__doc__, re.M)
+    predict.main(words.split())
+    assert textwrap.indent(capsys.readouterr().out, "    ") in predict.__doc__
+
+
+def test_too_little_memory_for_a_prediction_is_one_line(
+    trained: tuple[UserInput, RunResult], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*given: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(predict, "predict_views", out_of_memory)
+    with pytest.raises(InputError, match="^batch_size: these settings take more memory than there is .*lower batch"):
+        predict.main([str(photos / "test" / "one"), "--checkpoint", str(trained[1].folder)])
 
 
 def test_latest_is_the_run_that_began_last(

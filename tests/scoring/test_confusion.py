@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scoring import confusion
-from scoring.confusion import as_csv, as_figure, labels
+from scoring.confusion import as_csv, as_figure, drawable, labels
 from scoring.evaluation import Evaluation
 
 
@@ -43,3 +43,4 @@ def test_names_of_any_kind_are_drawn(count: int) -> None:
 def test_a_name_without_letters_in_any_font_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confusion, "fonts", lambda: ())
     assert labels(["cat", "猫", "$5", "café"]) == ["cat", "class 1", r"\$5", "café"]
+    assert drawable("猫$.png", r"\u732b$.png") == r"\u732b\$.png"

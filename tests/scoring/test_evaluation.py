@@ -14,9 +14,9 @@ from test_training import Batches, small_training
 
 from data_sources.image_set import ImageSet
 from nntest import evaluate
-from scoring import mistakes
+from scoring import confusion, mistakes
 from scoring.evaluation import Evaluation, calibration_error
-from scoring.writing import ImagesOfTest, figures, files, pixels, summary
+from scoring.writing import ImagesOfTest, _mistakes, figures, files, pixels, summary
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -107,14 +107,15 @@ def test_all_that_is_kept_of_a_test() -> None:
     assert summary(EXAMPLE, CLASSES).endswith("weakest classes: bee 33.33 %, ant 66.67 %")
 
 
-def test_mistakes_are_drawn_with_both_names_whatever_they_are() -> None:
-    odd = ("$x$", "a very long name of a class indeed", "猫")
-    figure = mistakes.as_figure([(image(7), odd[0], odd[1], 0.987), (image(8), odd[2], odd[0], 0.5)], 2, 10)
+def test_mistakes_are_drawn_with_both_names_whatever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confusion, "fonts", lambda: ())
+    odd = ("$x$", "a very long name of a class indeed", "猫", "犬")
+    tested = ImagesOfTest(ImageSet(lambda i: image(7 + i), np.array([0, 2])), odd, lambda seen: seen)
+    figure = _mistakes(found([0, 2], [1, 3], [0.987, 0.5]), tested)
     figure.canvas.draw()
     (axes,) = figure.axes
     titles = [text.get_text() for text in axes.texts]
-    assert titles[0] == "a very long name … 98.7 %\nis \\$x\\$"
-    assert titles[1].startswith("\\$x\\$ 50.0 %\nis ")
+    assert titles == ["a very long name … 98.7 %\nis \\$x\\$", "class 3 50.0 %\nis class 2"]
     np.testing.assert_array_equal(axes.get_images()[1].get_array()[0, 0], [8, 0, 0])
     mistakes.as_figure([], 0, 10).canvas.draw()
 
