@@ -56,7 +56,8 @@ def _check_own_device(device: torch.device) -> None:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; `auto` takes bf16 where GPU or CPU computes in it, fp16 on other GPUs, else fp32.
+    """The precision of that name; `auto` takes bf16 where GPU or CPU computes in it, fp16 on other CUDA GPUs, else
+    fp32.
 
     Raises:
         InputError: fp16 on a device that cannot scale losses.
