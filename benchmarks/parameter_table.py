@@ -1,6 +1,8 @@
 """Count the parameters of ImageNet λ-ResNets and set them beside the paper's tables."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -26,12 +28,24 @@ UNMATCHED = {
 REASONS = (HEADS, HYBRID, LARGER)
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A count of the paper, in millions, and the settings of its network."""
 
     name: str
     paper: float
-    settings: dict
+    settings: dict[str, Any]
+
+    @cached_property
+    def count(self) -> float:
+        """Millions of parameters of ours."""
+        with torch.device("meta"):
+            model = build_lambda_resnet(**self.settings)
+        return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+    @property
+    def matches(self) -> bool:
+        return abs(self.count - self.paper) <= TOLERANCE
 
 
 def paper_rows() -> list[Row]:
@@ -57,24 +71,13 @@ def paper_rows() -> list[Row]:
     ]
 
 
-def count(settings: dict) -> float:
-    """Millions of parameters of an ImageNet λ-ResNet."""
-    with torch.device("meta"):
-        model = build_lambda_resnet(**settings)
-    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
-
-
-def matches(row: Row) -> bool:
-    return abs(count(row.settings) - row.paper) <= TOLERANCE
-
-
 def print_table() -> None:
     """Every count of the paper beside ours, and a note on each reason for which some differ."""
     print(f"{'λ-ResNet-50, 1000 classes':28}{'paper M':>9}{'here M':>9}")
     rows = paper_rows()
     for row in rows:
-        note = "" if matches(row) else f"  ({1 + REASONS.index(UNMATCHED[row.name])})"
-        print(f"{row.name:28}{row.paper:9.1f}{count(row.settings):9.2f}{note}")
+        note = "" if row.matches else f"  ({1 + REASONS.index(UNMATCHED[row.name])})"
+        print(f"{row.name:28}{row.paper:9.1f}{row.count:9.2f}{note}")
     for number, reason in enumerate(REASONS, start=1):
         print(f"({number}) {reason}".replace("\n", "\n    "))
-    print(f"{sum(map(matches, rows))} of {len(rows)} counts are the paper's to {TOLERANCE} million.")
+    print(f"{sum(row.matches for row in rows)} of {len(rows)} counts are the paper's to {TOLERANCE} million.")

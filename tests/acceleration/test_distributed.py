@@ -4,12 +4,10 @@ import dataclasses
 import os
 import re
 import signal
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from run_tools import (
     assert_same_curve,
     assert_same_run,
@@ -21,8 +19,6 @@ from run_tools import (
 )
 from torch import Tensor
 
-from acceleration import distributed
-from command_line import errors
 from command_line.errors import InputError
 from data_preprocessing import AugmentedLoader, load_data
 from data_sources import batches as batches_module
@@ -126,24 +122,6 @@ def test_every_image_of_a_batch_is_one_processs(
             assert {len(images) for images in parts} == {4 // processes}
         rows = torch.cat([images for images in parts if len(images)])
         assert sorted(rows.tolist()) == sorted(batch.tolist())
-
-
-def test_a_process_waits_for_one_that_reads_longer_than_gloos_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = []
-
-    def begin(*given: object, timeout: timedelta, **options: object) -> None:
-        waits.append(timeout)
-        raise KeyboardInterrupt  # before there is a group that would have to be ended
-
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(errors, "tell", errors.tell)
-    monkeypatch.setattr(distributed, "_store", None)
-    monkeypatch.setattr(distributed.faulthandler, "enable", lambda: None)
-    monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(dist.HashStore(), 0, 1)]))
-    monkeypatch.setattr(dist, "init_process_group", begin)
-    with pytest.raises(KeyboardInterrupt), distributed.world():
-        pass
-    assert waits[0] > timedelta(hours=12)
 
 
 def test_small_sets_and_batches_are_shared_out_or_refused(args: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
