@@ -1,6 +1,7 @@
 """Small real data for the tests: digits that scikit-learn carries, written as tinted PNG files of three classes."""
 
 import dataclasses
+import io
 import os
 import signal
 import threading
@@ -10,20 +11,25 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once; before PyTorch is imported
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from run_tools import small_run
 from sklearn.datasets import load_digits
 
 from acceleration import devices
+from evidence import figures
 from evidence.pinned import pinned
 from main_general import RunResult, main
 from resnet import DEPTHS
+from scoring import writing
 from user_input import UserInput
 
 SIDE = 12
+RENDER = writing._png
 TRAIN, TEST = 11, 5  # images of each class
 
 
@@ -90,6 +96,32 @@ def _cpus_alike() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "cpu_computes_in_bf16", lambda: False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _figures_blank() -> Iterator[None]:
+    """A run's figures are built, but not rendered, which takes longer than a small run; `rendered` does."""
+    blank = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(blank, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_png", lambda figure: blank.getvalue())
+        yield
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_png", RENDER)
+
+
+@pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's figures are drawn and closed, but not written."""
+
+    def digest_alone(figure: Figure, place: str, path: Path, numbers: Any) -> str:
+        plt.close(figure)
+        return figures.digest(numbers)
+
+    monkeypatch.setattr(figures, "save", digest_alone)
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ def conditions(tmp_path: Path) -> Conditions:
 
 def tiny(conditions: Conditions, **settings) -> Run:
     """Two epochs of two steps."""
-    return Run(vary(depth=26, image_size=8, stages="CLCC", **settings), 3, conditions)
+    return Run(vary(depth=26, image_size=8, stages="CLCC", width=16, **settings), 3, conditions)
 
 
 # --------------------------------------------------------------------------------------------------- what is asked
@@ -240,7 +240,7 @@ def test_the_time_of_a_run_ends_where_the_run_does(
 def test_the_command_line_does_its_runs_in_processes(
     conditions: Conditions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run = Run(vary("mended-query-norm", depth=26, image_size=8), 0, conditions)
+    run = Run(vary("mended-query-norm", depth=26, image_size=8, width=16), 0, conditions)
     monkeypatch.setitem(EXPERIMENTS, "odd", Experiment("?", {"small": run.variation}, seeds=(0,)))
     words = "--only odd --dataset digits --device cpu --scale 0.022222222222222223 0.2 --runs_dir".split()
     assert experiments.main([*words, str(conditions.root)]) == 0

@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,6 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 import main_general
 from command_line.errors import InputError
-from command_line.paths import PROJECT
 from data_preprocessing import load_data
 from main_general import RunResult, main
 from model_preparation import prepare_training
@@ -202,21 +199,20 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path
+    undisturbed: tuple[UserInput, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     args, result = undisturbed
     folder = shutil.copytree(result.folder, tmp_path / "run")
     before = contents(folder)
     again = main(dataclasses.replace(args, resume=str(folder), data_dir="nowhere", device="cuda:99"))
     assert (again.epochs, again.test_top1, again.seconds) == (4, result.test_top1, result.seconds)
-    done = subprocess.run(
-        [sys.executable, PROJECT / "main_general.py", "--resume", "run"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    first, *figures = done.stdout.splitlines()
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    main(load_settings(["--resume", "run"]))
+    first, *figures = capsys.readouterr().out.splitlines()
     assert first == "run is finished; nothing was done and nothing was changed"
     assert f"top-1 {result.test_top1:.2f} % (test)" in figures[0]
     assert contents(folder) == before
@@ -294,11 +290,7 @@ def test_an_interrupted_process_saves_leaves_and_goes_on(
             assert process.returncode == 128 + number, error
             assert "main_general.py --resume" in output
         assert error == ""
-    last = start(args, "--resume", cwd=tmp_path)
-    output, error = last.communicate(timeout=120)
-    assert (last.returncode, error) == (0, "")
-    (folder,) = (tmp_path / "runs" / "Lambda").iterdir()
-    assert_same_run(folder, expected.folder)
+    assert_same_run(main(dataclasses.replace(args, resume="latest")).folder, expected.folder)
 
 
 def test_of_two_processes_that_resume_a_run_one_goes_on(

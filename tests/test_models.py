@@ -227,7 +227,8 @@ def test_weights_that_are_no_tensors_of_the_network_are_named() -> None:
 
 
 def test_a_narrow_network_is_pickled() -> None:
-    model = build_lambda_resnet(18, stages="CCCL", image_size=32, width=16, num_classes=3).eval()
+    options = {"width": 16, "num_classes": 3, "zero_init_residual": False}
+    model = build_lambda_resnet(18, stages="CCCL", image_size=32, **options).eval()
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
 
@@ -340,9 +341,9 @@ def test_a_pooled_block_halves_odd_maps_as_the_others_do() -> None:
 
 
 def test_a_folded_basic_block_gives_the_same_logits() -> None:
-    model = build_lambda_resnet(18, stages="CCLC", image_size=32, stem="compact", width=8, num_classes=10)
-    for _ in range(3):
-        model(torch.randn(8, 3, 32, 32))  # running statistics that are not 0 and 1
+    options = {"stem": "compact", "width": 8, "num_classes": 10, "zero_init_residual": False}
+    model = build_lambda_resnet(18, stages="CCLC", image_size=32, **options)
+    update_bn([torch.randn(8, 3, 32, 32)], model)  # running statistics that are not 0 and 1
     images, quick = torch.randn(4, 3, 32, 32), folded(model)
     with torch.no_grad():
         torch.testing.assert_close(quick(images), model.eval()(images), atol=1e-4, rtol=1e-4)

@@ -122,7 +122,7 @@ def test_the_average_of_the_last_epochs_is_their_mean_and_taken_once(small: User
         nn.init.constant_(parameter, value)
         training.average_of_epoch(epoch)
         average = training.average_of_epoch(epoch)  # as where a run was stopped in the test, and resumed
-    assert float(next(average.module.parameters()).mean()) == pytest.approx(2.5)
+    assert float(next(average.module.parameters()).detach().mean()) == pytest.approx(2.5)
 
 
 def test_the_averages_batch_norms_are_estimated_on_training_images(trained) -> None:

@@ -37,10 +37,8 @@ class Batches:
 
 
 def small_training(**settings) -> Training:
-    args = UserInput(
-        **{"depth": 26, "dataset": "digits", "image_size": 16, "device": "cpu", "precision": "fp32", **settings}
-    )
-    return prepare_training(args, 10, CPU)
+    usual = {"depth": 26, "width": 16, "dataset": "digits", "image_size": 16, "device": "cpu", "precision": "fp32"}
+    return prepare_training(UserInput(**{**usual, **settings}), 10, CPU)
 
 
 def batch(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -63,11 +61,12 @@ def test_label_smoothing_is_the_formula() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_training_steps_are_those_written_by_hand(optimizer: str) -> None:
-    args = UserInput(depth=26, dataset="digits", image_size=16, device="cpu", optimizer=optimizer, initial_lr=0.01)
+    size = {"depth": 26, "width": 16, "image_size": 16}
+    args = UserInput(**size, dataset="digits", device="cpu", optimizer=optimizer, initial_lr=0.01)
     training = prepare_training(args, 10, CPU)
     training.optimizer = make_optimizer(args, training.model.double())
     torch.manual_seed(args.seed)
-    model = build_lambda_resnet(26, image_size=16, num_classes=10).double()
+    model = build_lambda_resnet(**size, num_classes=10).double()
     parameters = list(model.parameters())
     plain = {
         "adam": lambda: torch.optim.Adam(parameters, 0.01, (0.9, 0.9999), weight_decay=1e-4),
@@ -202,7 +201,7 @@ def test_loss_scaling_that_comes_to_nothing_is_named() -> None:
 def test_bf16_trains_like_fp32() -> None:
     batches = Batches(*(batch(16, seed=1) for _ in range(4)))
     results = [
-        train_epoch(TrainingStep(small_training(precision=name)), batches, 1, EpochProgress()).loss
+        train_epoch(TrainingStep(small_training(precision=name, width=64)), batches, 1, EpochProgress()).loss
         for name in ("fp32", "bf16")
     ]
     assert results[1] == pytest.approx(results[0], rel=0.02)
@@ -282,10 +281,13 @@ def test_long_gradients_are_shortened_and_short_ones_stay() -> None:
 
 def test_shares_of_classes_train_as_labels_do() -> None:
     pixels, labels = batch(8)
-    steps = [TrainingStep(small_training()) for _ in range(2)]
-    steps[0](pixels, labels)
-    steps[1](pixels, F.one_hot(labels, 10).float())
+    given = labels, F.one_hot(labels, 10).float()
+    steps = [TrainingStep(small_training(optimizer="sgd")) for _ in given]
+    for step, each in zip(steps, given, strict=True):
+        step(pixels, each)
     torch.testing.assert_close(steps[0].sums, steps[1].sums, rtol=1e-6, atol=0)
+    one, other = (dict(step.training.model.named_parameters()) for step in steps)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_shortened_by_their_own_length_and_not_by_the_scaled_one() -> None:

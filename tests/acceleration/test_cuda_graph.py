@@ -130,5 +130,5 @@ def assert_trains_without(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert str(training.optimizer.state_dict()) == str(expected.optimizer.state_dict())
 
 
-def test_the_cpu_and_several_processes_take_steps_as_they_are() -> None:
+def test_the_cpu_takes_steps_as_they_are() -> None:
     assert not small_training(cuda_graph=True).cuda_graph

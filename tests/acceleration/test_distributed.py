@@ -51,12 +51,6 @@ def test_two_processes_train_as_one_does(args: UserInput, alone: RunResult, pair
     assert_same_curve(pair, alone.folder, args)
 
 
-def test_batches_in_pieces_come_to_the_same_in_two_processes(args: UserInput, tmp_path: Path) -> None:
-    args = dataclasses.replace(args, accumulate=2, epochs=2, runs_dir=str(tmp_path / "runs"))
-    alone = main(dataclasses.replace(args, runs_dir=str(tmp_path / "alone")))
-    assert_same_curve(run_under_torchrun(args), alone.folder, args)
-
-
 def test_torchrun_restarts_a_killed_worker_and_the_run_goes_on(args: UserInput, pair: Path, tmp_path: Path) -> None:
     args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
     process = start_torchrun(args, restarts=1)
@@ -70,10 +64,11 @@ def test_torchrun_restarts_a_killed_worker_and_the_run_goes_on(args: UserInput, 
     assert_same_run(folder, pair)
 
 
-def test_a_signal_to_one_worker_stops_both_and_another_number_goes_on(
-    args: UserInput, alone: RunResult, tmp_path: Path
+def test_a_signal_to_one_worker_stops_both_and_another_number_goes_on_with_batches_in_pieces(
+    args: UserInput, tmp_path: Path
 ) -> None:
-    args = dataclasses.replace(args, runs_dir=str(tmp_path / "runs"))
+    args = dataclasses.replace(args, accumulate=2, runs_dir=str(tmp_path / "runs"))
+    alone = main(dataclasses.replace(args, runs_dir=str(tmp_path / "alone")))
     process = start_torchrun(args)
     wait_for_epochs(args, 1, process)
     os.kill(children(process)[-1], signal.SIGTERM)

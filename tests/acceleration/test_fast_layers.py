@@ -1,6 +1,7 @@
 """The fast layers give what the plain ones give: values, gradients, running statistics and state dicts."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -256,7 +257,8 @@ def test_a_trace_is_of_plain_operations(stages, tmp_path) -> None:
 
 
 def test_memory_is_kept_or_not_touched() -> None:
-    assert keep_freed_memory() == keep_freed_memory()  # a second call changes nothing
+    kept = platform.libc_ver()[0] == "glibc"
+    assert [keep_freed_memory(), keep_freed_memory()] == [kept, kept]  # a second call changes nothing
     torch.empty(1 << 21).fill_(1.0)
 
 

@@ -53,6 +53,7 @@ def test_folded_and_unfolded_inference_give_the_same_logits() -> None:
     for task in ("infer", "infer folded"):
         torch.manual_seed(0)
         prepared = prepare(Row("λ-ResNet-50", "imagenet", "fp32", 2, task), CPU)
+        assert isinstance(prepared.model.bn1, torch.nn.Identity) == ("folded" in task)
         results.append(prepared.step())
     assert results[0].shape == (2, 10)
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)

@@ -52,7 +52,7 @@ def in_a_shell(line: str, code: str) -> subprocess.CompletedProcess:
 SCRIPT = """
 from command_line.errors import one_line_errors
 with one_line_errors():
-    for number in range(100_000):
+    for number in range(10_000):  # more than a pipe holds
         print("a line of a table", number)
 """
 RUN = """
@@ -61,7 +61,7 @@ from command_line.console import lasting_console
 from command_line.errors import one_line_errors
 with one_line_errors():
     with lasting_console():
-        for number in range(100_000):
+        for number in range(10_000):
             print("an epoch", number)
             print("a bar", file=sys.stderr)
         os.write(int(sys.argv[1]) if len(sys.argv) > 1 else 3, b"done")

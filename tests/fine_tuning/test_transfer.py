@@ -21,7 +21,8 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def network(**settings) -> ResNet:
     torch.manual_seed(settings.pop("seed", 0))
-    return build_lambda_resnet(26, **{"stages": "CCLL", "image_size": 32, "num_classes": 3, **settings}).eval()
+    usual = {"stages": "CCLL", "image_size": 32, "num_classes": 3, "zero_init_residual": False}
+    return build_lambda_resnet(26, **{**usual, **settings}).eval()
 
 
 def weights(model: nn.Module, **known) -> Weights:
@@ -62,8 +63,7 @@ def test_embeddings_are_resized_as_a_network_is_that_is_built_of_them() -> None:
     small, large = network(seed=1, image_size=32), network(image_size=64)
     done = transfer(weights(small), large, CLASSES)
     expected = network(image_size=64, weights=small.state_dict(), resize_weights=True)
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(large(images), expected(images))
+    torch.testing.assert_close(dict(large.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
     assert done["resized"] == [f"layer{stage}.conv2.embedding" for stage in ("3.0", "4.0", "4.1")]
     assert told(done)[0].endswith("head, 3 position embeddings resized")
 

@@ -14,6 +14,13 @@ from run_state.run_folder import checkpoint_files
 from user_input import UserInput
 
 
+def copied(undisturbed: tuple[UserInput, RunResult], runs: Path) -> tuple[UserInput, RunResult, Path]:
+    """The settings and result of the run, and a copy of its folder among runs of its own."""
+    args, expected = undisturbed
+    folder = Path(shutil.copytree(expected.folder, runs / "Lambda" / expected.folder.name))
+    return dataclasses.replace(args, runs_dir=str(runs)), expected, folder
+
+
 @pytest.mark.parametrize("forged", [{"parameters": [1]}, {"data": "none"}])
 def test_a_finished_run_is_none_where_its_checkpoint_is_no_runs(
     undisturbed: tuple[UserInput, RunResult], tmp_path: Path, forged: dict
@@ -33,9 +40,7 @@ def test_a_finished_run_is_none_where_its_checkpoint_is_no_runs(
 def test_a_damaged_checkpoint_is_passed_over(
     undisturbed: tuple[UserInput, RunResult], tmp_path: Path, how: str
 ) -> None:
-    args, expected = undisturbed
-    args = dataclasses.replace(args, runs_dir=str(tmp_path))
-    folder = main(args).folder
+    args, expected, folder = copied(undisturbed, tmp_path)
     newest = checkpoint_files(folder)[-1]
     if how == "cut":
         newest.write_bytes(newest.read_bytes()[:100_000])
@@ -53,9 +58,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_damaged_logs_are_written_anew(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
-    args, expected = undisturbed
-    args = dataclasses.replace(args, runs_dir=str(tmp_path))
-    folder = main(args).folder
+    args, expected, folder = copied(undisturbed, tmp_path)
     (folder / "metrics.jsonl").write_bytes(b"\0garbage")
     for events in folder.glob("events*"):
         events.write_bytes(events.read_bytes()[:500])

@@ -11,7 +11,6 @@ import torch
 from run_tools import assert_same_run, small_run
 from test_training import Batches, batch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 import main_general
 from command_line.errors import InputError
@@ -111,12 +110,13 @@ def norm_free(args: UserInput, classes: int) -> nn.Module:
     return NormFree()
 
 
-def frozen_norms(args: UserInput, classes: int) -> nn.Module:
-    return build_lambda_resnet(26, stages="CCLL", image_size=16, num_classes=classes, norm_layer=FrozenBatchNorm2d)
+def norms_of_each_image(args: UserInput, classes: int) -> nn.Module:
+    norms = {"norm_layer": lambda channels: nn.GroupNorm(1, channels), "zero_init_residual": False}
+    return build_lambda_resnet(26, stages="CCLL", image_size=16, num_classes=classes, width=16, **norms)
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 8])
-@pytest.mark.parametrize("make_model", [norm_free, frozen_norms])
+@pytest.mark.parametrize("make_model", [norm_free, norms_of_each_image])
 def test_gradients_of_pieces_are_those_of_the_whole_batch(make_model, pieces: int) -> None:
     images, labels = batch(16)
     found = []

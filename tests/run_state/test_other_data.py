@@ -151,7 +151,9 @@ def test_the_newest_sound_checkpoint_is_taken_and_said(
         load_network(run)
 
 
-def test_class_names_of_any_kind_come_to_a_confusion_matrix_and_go_on(photos: Path, tmp_path: Path) -> None:
+def test_class_names_of_any_kind_come_to_a_confusion_matrix_and_go_on(
+    photos: Path, tmp_path: Path, rendered: None
+) -> None:
     data = Path(shutil.copytree(photos, tmp_path / "photos"))
     for part in ("train", "test"):
         for name, new in (("nought", b"$x$"), ("one", b"caf\xe9\n"), ("two", "猫".encode())):

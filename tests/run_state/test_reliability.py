@@ -63,7 +63,7 @@ def damage(path: Path, how: str, stranger: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["emptied", "truncated", "flipped", "garbage", "swapped"])
-@pytest.mark.parametrize("kind", ["config.json", "metrics.jsonl", "log.txt", "events*", "checkpoints/epoch0003.pt"])
+@pytest.mark.parametrize("kind", ["config.json", "metrics.jsonl", "events*", "checkpoints/epoch0003.pt"])
 def test_a_damaged_file_is_survived_or_named(
     finished: tuple[UserInput, RunResult, RunResult], tmp_path: Path, kind: str, how: str
 ) -> None:

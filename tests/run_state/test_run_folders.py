@@ -11,13 +11,6 @@ from run_state import run_folder
 from user_input import UserInput
 
 
-def test_the_newest_run_is_resumed(small: UserInput) -> None:
-    args = dataclasses.replace(small, epochs=1)
-    folders = [main(args).folder for _ in range(2)]
-    assert len(set(folders)) == 2
-    assert main(dataclasses.replace(args, resume="latest")).folder == folders[1]
-
-
 def test_two_runs_of_one_second_have_a_folder_each(small: UserInput, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock(datetime.datetime):
         @classmethod

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import RENDER
 from PIL import Image
 from run_tools import small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,6 +32,7 @@ from model_preparation import prepare_training
 from resnet_lambda import build_lambda_resnet, resnet26_lambda
 from run_state.run_folder import checkpoint_files
 from run_state.trained_network import Classifier, load_network
+from scoring import writing
 from user_input import UserInput
 
 
@@ -39,7 +41,9 @@ def trained(shallow: None, photos: Path, tmp_path_factory: pytest.TempPathFactor
     """Batch norms with a momentum that lets the running statistics follow the data within a few steps."""
     settings = {"stages": "CCLL", "image_size": 40, "checkpoint_every": 2, "bn_momentum": 0.5}  # files have 12 pixels
     args = small_run(photos, tmp_path_factory.mktemp("trained"), **settings)
-    return args, main(args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_png", RENDER)
+        return args, main(args)
 
 
 def test_predictions_of_the_test_images_come_to_the_runs_accuracy(

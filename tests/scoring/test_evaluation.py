@@ -79,7 +79,7 @@ def test_a_test_has_top_5_and_how_sure_the_network_was() -> None:
     assert test.top1 < test.top5 < 100
     torch.testing.assert_close(test.confidence, shares.amax(1))
     few = small_training()
-    few.model.fc = torch.nn.Linear(2048, 5)
+    few.model.fc = torch.nn.Linear(few.model.fc.in_features, 5)
     assert evaluate(few, Batches((images, labels % 5))).top5 is None
 
 
@@ -87,7 +87,7 @@ def image(i: int) -> Image.Image:
     return Image.new("RGB", (4, 3), (i, 0, 0))
 
 
-def test_all_that_is_kept_of_a_test() -> None:
+def test_all_that_is_kept_of_a_test(rendered: None) -> None:
     names = ["test/b/10.png", "test/b/9.png", "test/a/1.png", "test/a/x.png", "test/b/11.png", "test/a/2.png"]
     tested = ImagesOfTest(ImageSet(image, EXAMPLE.labels.numpy(), names.__getitem__), CLASSES, lambda image: image)
     made = {name: content() for name, content in files(EXAMPLE, tested, {"epochs": 3}).items()}
