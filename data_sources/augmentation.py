@@ -20,8 +20,8 @@ from data_sources.batches import Batch, Loader, mix, shares
 
 # They draw operations and strengths: Müller & Hutter (2021); Cubuk et al. (2020), two operations of magnitude 9 of 31
 POLICIES = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
-# Images in memory, in a row of the order, for which a policy draws once. One by one takes more than ten times as long: on
-# 32×32 images, most of the time is that of torchvision's calls.
+# Images in memory, in a row of the order, for which a policy draws once. One by one takes more than ten times as long:
+# on 32×32 images, most of the time is that of torchvision's calls.
 SHARED = 16
 POLICY, MIXING = 2, 3  # tell these draws from the others of an epoch
 
