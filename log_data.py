@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from acceleration.devices import describe_device, why_precision
+from acceleration.devices import describe_device, instructions, why_precision
 from acceleration.distributed import launch, size
 from command_line.errors import summary
 from command_line.paths import PROJECT
@@ -60,6 +60,7 @@ def start_config(args: UserInput, data: Data, training: Training) -> dict[str, A
         "settings": dataclasses.asdict(args),
         "defaults": default_settings(),  # against which an edit of user_input.py is told when the run is resumed
         "device": describe_device(training.device),
+        "instructions": instructions(training.device),
         "precision": training.precision,
         "why_precision": why_precision(args.precision, training.precision, training.device),
         "parameters": training.parameters(),
@@ -179,7 +180,8 @@ class RunLog:
         """Head the text log; `notes` are lines on the images."""
         config, data = self.config, self.config["data"]
         precision = config["precision"] + config.get("why_precision", "")
-        self.say(f"{config['command']}\n{config['device']}, {precision}, {config['started']}")
+        computes = [config["device"], config.get("instructions"), precision, config["started"]]
+        self.say(f"{config['command']}\n{', '.join(filter(None, computes))}")
         self.say(
             f"{config['parameters']:,} parameters, {data['train_images']:,} training and {data['test_images']:,} "
             f"test images of {len(data['classes'])} classes"

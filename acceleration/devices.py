@@ -144,6 +144,11 @@ def describe_device(device: torch.device) -> str:
     return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
+def instructions(device: torch.device) -> str:
+    """The instruction set that PyTorch's own kernels use on a CPU, such as `AVX2` or `AVX512`; nothing on a GPU."""
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begin a new measurement, where the device can."""
     if device.type == "cuda":

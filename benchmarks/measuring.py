@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from acceleration.devices import describe_device
+from acceleration.devices import describe_device, instructions
 from command_line.paths import PROJECT
 
 FOLDER = PROJECT / "results" / "benchmarks"
@@ -101,8 +101,7 @@ def write_report(name: str, quick: bool, device: torch.device, content: dict) ->
     command = f"python benchmark.py {name}{' --quick' if quick else ''}"
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     report = {"command": command, "device": describe_device(device), "versions": versions, **content}
-    computes = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    described = f"{name} {describe_device(device)} {computes} torch {torch.__version__}"
+    described = f"{name} {describe_device(device)} {instructions(device)} torch {torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub(r'[^a-z0-9.]+', '-', described.lower())}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -244,6 +244,12 @@ EXPERIMENTS = {
         reference="ResNet-10",
         figures=("minutes", "intervals"),
     ),
+    "laptop_fp32": Experiment(
+        "The same on two cores that have AVX2 alone, in float32?",
+        half_hour("fp32", ours=11, twin=9, studys=10),
+        reference="ResNet-10",
+        figures=("minutes", "intervals"),
+    ),
     "laptop_18": Experiment(
         "What did half an hour come to with the first network of the laptop recipe? Epochs for AVX2, in float32.",
         {

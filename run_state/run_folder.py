@@ -73,17 +73,20 @@ def find_run(group: Path, folder: Path | None = None) -> Path:
     """That folder of a run; without one, the run of the group that was started last.
 
     Raises:
-        InputError: there is no such folder, or no checkpoint in it.
+        InputError: there is no such folder, or no checkpoint in it, or it is another user's alone.
     """
     if folder is None:
         runs = [run for path in group.glob(f"*/{CONFIG}") if (run := _resumable(path.parent))]
         if not runs:
             raise InputError(f"resume: there is no run with a checkpoint in {group}{_of_other_models(group)}")
         return max(runs)[1]
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
-    if not has_checkpoint(folder):
-        raise InputError(f"resume: {folder} holds no checkpoint")
+    try:
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"resume: {folder} is no run folder (there is no {CONFIG} in it)")
+        if not has_checkpoint(folder):
+            raise InputError(f"resume: {folder} holds no checkpoint")
+    except PermissionError as error:
+        raise InputError(f"resume: {folder} may not be read, as another user's run") from error
     return folder
 
 

@@ -46,7 +46,7 @@ from hostile_files import (
     mutate,
 )
 from PIL import Image
-from run_tools import assert_same_training, figures, final_state
+from run_tools import assert_same_training, figures, final_state, the_run
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -298,7 +298,7 @@ def ended_run(ground: Ground, chance: random.Random) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, lambda *arguments, **options: replaced(*arguments, **options))
         ended = outcome(lambda: main(args), console)
-    (folder,) = args.runs_path.glob("*/*/")
+    folder = the_run(args)
     if ended == REFUSED and not checkpoint_files(folder):
         raise AssertionError(f"nothing was saved when {name} failed")
     if resume(ground, folder) == REFUSED:

@@ -1,6 +1,7 @@
 """Starting runs as processes, and comparing what they leave behind."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -9,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from command_line.arguments import flag
 from command_line.paths import PROJECT
 from model_preparation import prepare_training
 from run_state.board import STEP_TAGS, STEPS, TAGS
+from run_state.interruption import StopRequest
 from run_state.run_folder import best_file, checkpoint_files
 from user_input import UserInput
 
@@ -108,6 +111,27 @@ def wait_for_epochs(args: UserInput, epochs: int, process: subprocess.Popen) -> 
         if any(len(path.read_text().splitlines()) >= epochs for path in args.runs_path.glob("*/*/metrics.jsonl")):
             return
         time.sleep(0.02)
+
+
+@contextmanager
+def stopped_when_asked(times: int) -> Iterator[None]:
+    """Runs are told to stop as they ask for the so manyth time whether to: after every step and every test."""
+    asked, ask = itertools.count(1), StopRequest.__call__
+
+    def answer(request: StopRequest) -> bool:
+        if next(asked) == times:
+            request._note(signal.SIGTERM, None)
+        return ask(request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "__call__", answer)
+        yield
+
+
+def the_run(args: UserInput) -> Path:
+    """The folder of the only run."""
+    (config,) = args.runs_path.glob("*/*/config.json")
+    return config.parent
 
 
 def read_metrics(folder: Path) -> list[dict]:

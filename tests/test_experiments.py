@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import set_defaults
+from run_tools import stopped_when_asked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import experiments
-import main_general
 from command_line.errors import InputError
 from command_line.paths import PROJECT
 from evidence import estimates
@@ -130,18 +130,10 @@ def test_bad_command_lines_are_refused_in_one_line(flags: str, says: str) -> Non
 # ------------------------------------------------------------------------------------------------------ the runs
 
 
-def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(
-    conditions: Conditions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_is_resumed_and_a_done_one_is_skipped(conditions: Conditions) -> None:
     run = tiny(conditions)
 
-    class StopAtOnce(main_general.StopRequest):
-        def __call__(self) -> bool:
-            self.signal = signal.SIGTERM
-            return True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(main_general, "StopRequest", StopAtOnce)
+    with stopped_when_asked(1):
         assert carry_out(run, facts(run, "study", 1)) == signal.SIGTERM
     assert state(run) == "cut off"
     assert carry_out(run) is None

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 import log_data
 from command_line.paths import PROJECT
@@ -52,11 +53,13 @@ def test_a_log_says_why_losses_differ_and_what_to_type_next(
     small: UserInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(DEPTHS, 26, (1, 1, 1, 1))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.chdir(tmp_path)
     args = dataclasses.replace(small, epochs=1, validation_fraction=0.3)
     result = main(args)
     log = (result.folder / "log.txt").read_text().splitlines()
     assert sum(line.startswith("label smoothing (0.1) is in the training loss alone") for line in log) == 1
+    assert re.search(r" threads?, AVX2, fp32, 20\d\d-", log[1])
     run = result.folder.relative_to(tmp_path)
     name = "λ-ResNet-26 (CLLL, imagenet stem) on imagefolder"
     assert log[-8].startswith(f"{name}: top-1 {result.test_top1:.2f} % (test), {result.parameters:,} parameters, 1 ep")

@@ -12,7 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from run_tools import assert_same_run, figures, half_done, read_metrics, scalars, small_run, start, wait_for_epochs
+from run_tools import (
+    assert_same_run,
+    figures,
+    half_done,
+    read_metrics,
+    scalars,
+    small_run,
+    start,
+    stopped_when_asked,
+    wait_for_epochs,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -96,7 +106,7 @@ def test_a_run_is_the_same_every_time(undisturbed: tuple[UserInput, RunResult], 
     ids=["by step, exponential average, training mode", "study, average of the last epochs, predictions"],
 )
 def test_a_run_that_ends_early_and_one_stopped_within_an_epoch_go_on_to_the_same_end(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, settings: dict, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, settings: dict
 ) -> None:
     args = dataclasses.replace(undisturbed[0], checkpoint_every=1, **settings)
     expected = main(dataclasses.replace(args, runs_dir=str(tmp_path / "whole")))
@@ -105,19 +115,8 @@ def test_a_run_that_ends_early_and_one_stopped_within_an_epoch_go_on_to_the_same
     assert (early.epochs, early.stopped_by) == (2, None)
     assert (early.folder / "confusion.csv").exists()
     assert "--stop_after none" in (early.folder / "log.txt").read_text()
-    asked = 0
-
-    class StopAfterSteps(main_general.StopRequest):
-        def __call__(self) -> bool:
-            nonlocal asked
-            asked += 1
-            if asked == 9:  # in the third epoch's tests
-                self._note(signal.SIGTERM, None)
-            return super().__call__()
-
     args = dataclasses.replace(args, resume=str(early.folder))
-    with monkeypatch.context() as patch:
-        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+    with stopped_when_asked(9):  # in the third epoch's tests
         assert main(args).epochs == 2
     resumed = main(args)
     assert_same_run(resumed.folder, expected.folder)
@@ -139,22 +138,11 @@ def test_a_run_that_ends_early_and_one_stopped_within_an_epoch_go_on_to_the_same
 
 @pytest.mark.parametrize("at_step", [1, 4, 6, 11])
 def test_a_stop_inside_an_epoch_loses_nothing(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, at_step: int
 ) -> None:
     args, expected = undisturbed
     args = dataclasses.replace(args, runs_dir=str(tmp_path))
-    asked = 0
-
-    class StopAfterSteps(main_general.StopRequest):
-        def __call__(self) -> bool:
-            nonlocal asked
-            asked += 1
-            if asked == at_step:
-                self._note(signal.SIGTERM, None)
-            return super().__call__()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+    with stopped_when_asked(at_step):
         stopped = main(args)
     assert stopped.stopped_by == signal.SIGTERM
     assert stopped.epochs < 4

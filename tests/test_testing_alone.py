@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_tools import small_run
+from run_tools import read_metrics, small_run
 
 import nntest
 import predict
@@ -70,7 +70,7 @@ def test_the_runs_own_test_comes_out_as_in_the_run(
 
 def test_a_file_its_folder_and_an_older_one(run: RunResult, tmp_path: Path) -> None:
     older, newest = checkpoint_files(run.folder)
-    first, last = (json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines())
+    first, last = read_metrics(run.folder)
     for given, row in ((older, first), (newest, last), (newest.parent, last)):
         found = nntest.main(["--checkpoint", str(given), "--out", str(tmp_path), "--device", "cpu"])
         assert (found.loss, found.top1) == (row["test_loss"], row["test_top1"])
@@ -206,7 +206,7 @@ def test_ten_classes_have_top_5_in_the_metrics_the_table_and_the_test(shallow: N
     folder = main(args).folder
     main(dataclasses.replace(args, stop_after=None, resume=str(folder)))  # the rows count as the run's own
     found = nntest.main(["--checkpoint", str(folder), "--device", "cpu"])
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     assert len(rows) == 2
     assert all(row["test_top1"] < row["test_top5"] and "validation_top5" in row for row in rows)
     assert found.top5 == rows[-1]["test_top5"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_training import Batches, batch, small_training
+from training_tools import Batches, batch, small_training
 
 from acceleration import cuda_graph
 from model_preparation import Training

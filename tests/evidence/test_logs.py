@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_tools import read_metrics
 from synthetic_logs import conditions, write_predictions, write_run
 
 import report
@@ -55,7 +56,7 @@ def change(path: Path, **entries: object) -> None:
 
 
 def rows_of(root: Path, seed: int) -> list[dict]:
-    return [json.loads(line) for line in (run_folder(root, seed) / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run_folder(root, seed))
 
 
 def write_rows(root: Path, seed: int, rows: list[dict]) -> None:

@@ -16,20 +16,13 @@ from fine_tuning.transfer import transfer
 from model_preparation import prepare_training
 from nntest import evaluate
 from nntrain import EpochProgress, TrainingStep, train_epoch
-from resnet import DEPTHS
 from run_state.initial_weights import read_weights
 from user_input import UserInput
 
+pytestmark = pytest.mark.usefixtures("shallow")
 CPU = torch.device("cpu")
 RECIPE = {"depth": 26, "stem": "compact", "dataset": "digits", "image_size": 8, "device": "cpu", "warmup_epochs": 0}
 RECIPE |= {"optimizer": "sgd", "initial_lr": 0.1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
-        yield
 
 
 def write(folder: Path, tinted: bool, digits: slice) -> Path:

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from test_training import Batches, batch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
+from training_tools import Batches, batch
 
 from acceleration.sync_batch_norm import synchronise
 from command_line.errors import InputError
@@ -15,15 +15,10 @@ from fine_tuning.parts import FrozenBatchNorm, freeze, part_of
 from model_preparation import Training, build_model, make_optimizer, make_scheduler, prepare_training
 from nntest import evaluate_average, evaluate_in_training_mode
 from nntrain import EpochProgress, TrainingStep, train_epoch
-from resnet import DEPTHS
 from user_input import PARTS, UserInput
 
+pytestmark = pytest.mark.usefixtures("shallow")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DEPTHS, 26, (1, 1, 1, 1))  # what is tested here, any depth has
 
 
 def training(**settings) -> Training:

@@ -15,7 +15,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 @pytest.fixture(autouse=True)
-def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_with_a_second_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEPTHS, 26, (1, 1, 1, 2))  # what is tested here, any depth has
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_run, end_of, flags, read_metrics, small_run, start, wait_for_epochs
+from run_tools import assert_same_run, end_of, flags, read_metrics, small_run, start, the_run, wait_for_epochs
 from torch import nn
 
 import main_general
@@ -44,16 +44,11 @@ def tiny(args: UserInput, classes: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
+def read_from_disk(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[UserInput, RunResult]:
     """A run that reads its images from disk and saves at its end alone."""
-    runs = tmp_path_factory.mktemp("undisturbed")
+    runs = tmp_path_factory.mktemp("read_from_disk")
     args = small_run(photos, runs, depth=50, memory_gib=0.0, workers=0, checkpoint_every=3)
     return args, main(args, tiny)
-
-
-def the_run(args: UserInput) -> Path:
-    (folder,) = args.runs_path.glob("*/*/")
-    return folder
 
 
 def goes_on_to_the_same_end(args: UserInput, expected: Path) -> None:
@@ -70,14 +65,14 @@ def goes_on_to_the_same_end(args: UserInput, expected: Path) -> None:
     ids=["training", "test"],
 )
 def test_an_image_that_cannot_be_read_any_more(
-    undisturbed: tuple[UserInput, RunResult],
+    read_from_disk: tuple[UserInput, RunResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     read: int,
     checkpoint: str,
 ) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path))
     usual, whole, asked = streaming._Stream.__getitem__, main_general.train, -1000
 
     def fail_at(stream: streaming._Stream, i: int) -> tuple:
@@ -99,7 +94,7 @@ def test_an_image_that_cannot_be_read_any_more(
             main(args, tiny)
     assert [path.name for path in checkpoint_files(the_run(args))] == [checkpoint]
     assert "main_general.py --resume" in capsys.readouterr().out.splitlines()[-1]
-    goes_on_to_the_same_end(args, undisturbed[1].folder)
+    goes_on_to_the_same_end(args, read_from_disk[1].folder)
 
 
 def die(by: str) -> None:
@@ -124,9 +119,9 @@ def die(by: str) -> None:
     ],
 )
 def test_the_end_of_a_loaders_worker(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, says: str
+    read_from_disk: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, says: str
 ) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path), workers=1)
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path), workers=1)
     usual, whole, reads, armed = streaming._Stream.__getitem__, main_general.tell_epoch, 0, False
 
     def fail_in_a_worker(stream: streaming._Stream, i: int) -> tuple:
@@ -149,13 +144,13 @@ def test_the_end_of_a_loaders_worker(
     assert "\n" not in str(error.value)
     (saved,) = checkpoint_files(the_run(args))
     assert re.fullmatch(r"epoch0001(_step000000[12])?\.pt", saved.name)
-    goes_on_to_the_same_end(args, undisturbed[1].folder)
+    goes_on_to_the_same_end(args, read_from_disk[1].folder)
 
 
 def test_memory_that_runs_out_in_a_test(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read_from_disk: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path))
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path))
 
     def fail(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -165,14 +160,14 @@ def test_memory_that_runs_out_in_a_test(
         with pytest.raises(InputError, match="take more memory than there is .CUDA out of memory.."):
             main(args, tiny)
     assert [path.name for path in checkpoint_files(the_run(args))] == ["epoch0000_step0000004.pt"]
-    goes_on_to_the_same_end(args, undisturbed[1].folder)
+    goes_on_to_the_same_end(args, read_from_disk[1].folder)
 
 
 @pytest.mark.parametrize("start_method", ["spawn"])  # forkserver sends its workers the same
 def test_workers_read_the_same_whatever_way_they_start(
-    undisturbed: tuple[UserInput, RunResult], monkeypatch: pytest.MonkeyPatch, start_method: str
+    read_from_disk: tuple[UserInput, RunResult], monkeypatch: pytest.MonkeyPatch, start_method: str
 ) -> None:
-    args = undisturbed[0]
+    args = read_from_disk[0]
     (pixels, labels), *_ = load_data(args, torch.device("cpu")).train.batches(epoch=1)
     monkeypatch.setattr(torch.multiprocessing, "Process", None)  # by which a loader would fork
     context = multiprocessing.get_context(start_method)
@@ -214,8 +209,8 @@ def test_a_kept_error_comes_before_what_comes_of_it() -> None:
 # ------------------------------------------------------------------------------------ whole processes, and a shell
 
 
-def test_no_console_and_hardly_a_locale_end_no_run(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path), model="baseline", depth=26, epochs=1)
+def test_no_console_and_hardly_a_locale_end_no_run(read_from_disk: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path), model="baseline", depth=26, epochs=1)
     command = shlex.join([sys.executable, "-O", str(PROJECT / "main_general.py"), *flags(args)])
     environment = {"PATH": os.environ["PATH"], "LANG": "C", "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
     done = (
@@ -232,11 +227,11 @@ def test_no_console_and_hardly_a_locale_end_no_run(undisturbed: tuple[UserInput,
     log = (the_run(args) / "log.txt").read_text(encoding="utf-8")
     assert log.startswith(done.stdout)
     assert log.splitlines()[-1] == "tensorboard --logdir ."
-    assert all(json.loads(line) for line in (the_run(args) / "metrics.jsonl").read_text().splitlines())
+    assert all(read_metrics(the_run(args)))
 
 
-def test_a_terminal_that_is_closed(undisturbed: tuple[UserInput, RunResult], tmp_path: Path) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path), model="baseline", depth=26, epochs=500)
+def test_a_terminal_that_is_closed(read_from_disk: tuple[UserInput, RunResult], tmp_path: Path) -> None:
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path), model="baseline", depth=26, epochs=500)
     process = start(args, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for_epochs(args, 1, process)
     process.send_signal(signal.SIGINT)  # which it ignores, as after `trap '' INT`
@@ -259,14 +254,14 @@ def test_ctrl_c_while_pytorch_loads_leaves_no_traceback() -> None:
 
 
 def test_a_run_says_where_it_is_now_in_words_for_a_shell(
-    undisturbed: tuple[UserInput, RunResult],
+    read_from_disk: tuple[UserInput, RunResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "box\udcff")  # a name that is no UTF-8
     monkeypatch.setenv("HOME", str(tmp_path))
-    args = dataclasses.replace(undisturbed[0], runs_dir="~/my runs", stop_after=1)
+    args = dataclasses.replace(read_from_disk[0], runs_dir="~/my runs", stop_after=1)
     folder = main(args, tiny).folder
     assert folder.parent == tmp_path / "my runs" / "Lambda"
     assert folder.name.endswith("_box-")
@@ -285,9 +280,9 @@ def test_a_run_says_where_it_is_now_in_words_for_a_shell(
 
 
 def test_checkpoints_by_minutes_change_no_figure(
-    undisturbed: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read_from_disk: tuple[UserInput, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path), checkpoint_minutes=1e-9)
+    args = dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path), checkpoint_minutes=1e-9)
     names = []
 
     def noted(folder: Path, state: RunState, training: Training) -> Path:
@@ -297,7 +292,7 @@ def test_checkpoints_by_minutes_change_no_figure(
 
     monkeypatch.setattr(saving, "save_checkpoint", noted)
     result = main(args, tiny)
-    assert_same_run(result.folder, undisturbed[1].folder)
+    assert_same_run(result.folder, read_from_disk[1].folder)
     steps = ["_step0000001", "_step0000002", "_step0000003"]
     for epoch in range(3):
         within = [f"epoch000{epoch}{step}" for step in steps]
@@ -373,17 +368,26 @@ def test_runs_that_cannot_be_gone_on_with_are_passed_over(
     assert f"{tmp_path / 'theirs'} may not be written, as another user's run; it is passed over" in said
 
 
+def test_a_run_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(InputError, match=r"theirs may not be read, as another user's run$"):
+        find_run(tmp_path, tmp_path / "theirs")
+
+
 # -------------------------------------------------------------------------------------------------------- progress
 
 
 def test_outside_a_terminal_lines_say_where_a_training_stands(
-    undisturbed: tuple[UserInput, RunResult],
+    read_from_disk: tuple[UserInput, RunResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    folder = main(dataclasses.replace(undisturbed[0], runs_dir=str(tmp_path)), tiny).folder
+    folder = main(dataclasses.replace(read_from_disk[0], runs_dir=str(tmp_path)), tiny).folder
     said = capsys.readouterr()
     form = r"epoch (\d) of 3, step (\d) of 4: loss \d\.\d{4}, \d+ images/s, \d+ s left of the epoch, \d+ s of the run"
     found = [line.groups() for line in map(re.compile(form).fullmatch, said.out.splitlines()) if line]

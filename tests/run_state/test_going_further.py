@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from run_tools import assert_same_run, small_run
-from test_training import Batches, batch
 from torch import Tensor, nn
+from training_tools import Batches, batch
 
 import main_general
 from command_line.errors import InputError

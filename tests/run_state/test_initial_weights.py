@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_tools import assert_same_run, small_run
+from run_tools import assert_same_run, small_run, stopped_when_asked
 from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -27,10 +27,9 @@ from user_input import UserInput, load_user_input
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shallow():
+def _shallow_both(shallow: None):
     with pytest.MonkeyPatch.context() as patch:
-        for depth in (26, 50):
-            patch.setitem(DEPTHS, depth, (1, 1, 1, 1))  # what is tested here, any depth has
+        patch.setitem(DEPTHS, 50, (1, 1, 1, 1))
         yield
 
 
@@ -138,7 +137,7 @@ def test_what_holds_no_weights_is_one_line_and_writes_nothing(args: UserInput, t
 
 
 def test_a_run_says_what_was_taken_and_resumes_bit_for_bit_without_its_source(
-    digits: RunResult, args: UserInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: RunResult, args: UserInput, tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(digits.folder, tmp_path / "source"))
     args = dataclasses.replace(
@@ -158,18 +157,7 @@ def test_a_run_says_what_was_taken_and_resumes_bit_for_bit_without_its_source(
             assert torch.equal(value, before[name]), name
     assert not torch.equal(after["layer2.0.conv2.weight"], before["layer2.0.conv2.weight"])
 
-    asked = 0
-
-    class StopAfterSteps(main_general.StopRequest):
-        def __call__(self) -> bool:
-            nonlocal asked
-            asked += 1
-            if asked == 8:
-                self._note(signal.SIGTERM, None)
-            return super().__call__()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(main_general, "StopRequest", StopAfterSteps)
+    with stopped_when_asked(8):
         stopped = main(args)
     assert stopped.stopped_by == signal.SIGTERM
     shutil.rmtree(source)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import write_images
 from PIL import Image
-from run_tools import small_run
+from run_tools import read_metrics, small_run
 
 import log_data
 import user_input
@@ -189,8 +189,7 @@ def test_validation_images_of_ones_own_choose_the_best(photos: Path, tmp_path: P
     config = json.loads((result.folder / "config.json").read_text())
     assert config["data"]["validation_images"] == 15
     assert (result.folder / "checkpoints" / "best.pt").exists()
-    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["validation_top1"] == row["test_top1"] for row in rows)
+    assert all(row["validation_top1"] == row["test_top1"] for row in read_metrics(result.folder))
     with pytest.raises(InputError, match="validation_fraction: data_dir has a folder of validation images"):
         main(settings(data, tmp_path / "runs", validation_fraction=0.2))
 

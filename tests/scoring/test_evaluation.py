@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import recall_score, top_k_accuracy_score
-from test_training import Batches, small_training
+from training_tools import Batches, small_training
 
 from data_sources.image_set import ImageSet
 from nntest import evaluate
