@@ -245,7 +245,7 @@ EXPERIMENTS = {
         figures=("minutes", "intervals"),
     ),
     "laptop_fp32": Experiment(
-        "The same on two cores that have AVX2 alone, in float32?",
+        "What does half an hour of training on two CPU cores come to in float32? Epochs for AVX2 alone.",
         half_hour("fp32", ours=11, twin=9, studys=10),
         reference="ResNet-10",
         figures=("minutes", "intervals"),

@@ -190,7 +190,7 @@ def each_seed(answer: Answer) -> str:
     for label, network in answer.networks.items():
         values = [network.endpoints(key) for key in keys.values()]
         rows.append([label, *(", ".join(f"{v[s]:.2f}" if s in v else "–" for s in seeds) for v in values)])
-    return table([f"seeds {spans(seeds)}", *keys], rows)
+    return table([f"seed{'s' if len(seeds) > 1 else ''} {spans(seeds)}", *keys], rows)
 
 
 def times(answer: Answer) -> str:
